@@ -1,0 +1,97 @@
+"""What amortized guides share: an encoder, and one affine head per number that a family needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pvae.nets import MLP
+from pvae.sites import LatentSite, as_batch, latent_sites
+
+__all__ = ["Encoder", "constrained", "free_shape", "read"]
+
+
+class Encoder(nn.Module):
+    """From a batch to the numbers that a guide needs for every datum: (B, num_outputs).
+
+    The parts of the batch are flattened and put side by side, unless a `net` is given, which takes the batch
+    as the guide does and returns features (B, F).
+
+    Args:
+        example_batch: a batch, read for its shapes.
+        num_outputs: numbers per datum.
+        hidden: widths of the default net's hidden layers.
+        net: features to use instead of the default net.
+    """
+
+    def __init__(
+        self,
+        example_batch: Tensor | tuple[Tensor, ...],
+        num_outputs: int,
+        hidden: Sequence[int],
+        net: Callable[..., Tensor] | None,
+    ) -> None:
+        super().__init__()
+        batch = as_batch(example_batch)
+        self.shapes = [tuple(part.shape[1:]) for part in batch]
+        if net is None:
+            width = sum(part[0].numel() for part in batch)
+            self.net: Callable[..., Tensor] = MLP(width, hidden[:-1], hidden[-1])
+            self.default, features, self.last = True, hidden[-1], nn.Tanh()
+        else:
+            self.net, self.default, self.last = net, False, nn.Identity()
+            with torch.no_grad():
+                features = net(*batch).shape[-1]
+        self.head = nn.Linear(features, num_outputs)
+        like = next((part for part in batch if part.is_floating_point()), None)
+        if like is not None and net is None:
+            self.to(like.dtype)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The numbers of each datum, (B, num_outputs)."""
+        shapes = [tuple(part.shape[1:]) for part in batch]
+        if shapes != self.shapes:
+            raise ValueError(f"the guide was built for data of shape {self.shapes}, got {shapes}; build it anew")
+        if self.default:
+            weight = self.head.weight
+            batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
+        return self.head(self.last(self.net(*batch)))
+
+
+def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
+    """The latent sites of a model that a reparameterised guide can serve.
+
+    Raises: ValueError for discrete sites, and for sites in plates inside the data plate.
+    """
+    sites = latent_sites(model, example_batch)
+    for site in sites:
+        if site.support.is_discrete:
+            raise ValueError(
+                f"site '{site.name}' is discrete, this guide serves continuous sites; sum the site out of the "
+                "model or write its guide by hand"
+            )
+        if site.plates:
+            raise ValueError(
+                f"site '{site.name}' lies in the plate '{site.plates[0].name}' inside the data plate; make that "
+                "plate's dim part of the event with to_event, or write its guide by hand"
+            )
+    return sites
+
+
+def free_shape(site: LatentSite) -> torch.Size:
+    """The shape of one draw of the site once its support is mapped to the reals."""
+    return biject_to(site.support).inverse_shape(site.event_shape)
+
+
+def constrained(base: dist.TorchDistribution, support: constraints.Constraint) -> dist.TorchDistribution:
+    """A distribution on the reals carried to `support`; untouched if that is where it lives."""
+    inner = support
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    if inner is constraints.real or inner is constraints.real_vector:
+        return base
+    return dist.TransformedDistribution(base, [biject_to(support)])

@@ -1,0 +1,54 @@
+"""The point guide: with it, a VAE is a plain autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from pvae.guides.amortized import Encoder, free_shape, read
+
+__all__ = ["Delta"]
+
+
+class Delta(nn.Module):
+    """q(z | x) puts all mass on z = encoder(x), for every latent site.
+
+    Under `ELBO(beta=0)` this trains the plain autoencoder, under `ELBO()` the penalised one whose codes are
+    maximum a posteriori. A point has no density, so it gives no estimate of log p(x).
+
+    Args:
+        model: any model within the contract; its latent sites are read from one run.
+        example_batch: a batch (B, ...), or a tuple of them, read for its shapes.
+        hidden: widths of the default encoder's hidden layers (tanh).
+        encoder: a net from the batch to features (B, F), used instead of the default.
+
+    Raises: ValueError for discrete sites, nested plates, or data of another shape than the example.
+
+    Hinton and Salakhutdinov (2006).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        example_batch: Tensor | tuple[Tensor, ...],
+        *,
+        hidden: Sequence[int] = (200, 200),
+        encoder: Callable[..., Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.sites = read(model, example_batch)
+        self.widths = [free_shape(site).numel() for site in self.sites]
+        self.encoder = Encoder(example_batch, sum(self.widths), hidden, encoder)
+
+    def forward(self, *batch: Tensor) -> None:
+        """Place every latent site of the model, for each datum of the batch."""
+        pyro.module("delta", self)
+        parts = self.encoder(*batch).split(self.widths, -1)
+        with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
+            for site, part in zip(self.sites, parts, strict=True):
+                z = biject_to(site.support)(part.unflatten(-1, free_shape(site)))
+                pyro.sample(site.name, dist.Delta(z, event_dim=z.dim() - 1))

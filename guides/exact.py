@@ -1,0 +1,31 @@
+"""The exact posterior of the linear-Gaussian model."""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor, nn
+
+from pvae.models.linear_gaussian import LinearGaussian
+
+__all__ = ["Exact"]
+
+
+class Exact(nn.Module):
+    """q(z | x) = p(z | x), in closed form; has no parameters but the model's, so every log weight is log p(x).
+
+    Raises: ValueError for a model other than `LinearGaussian`.
+    """
+
+    def __init__(self, model: LinearGaussian) -> None:
+        super().__init__()
+        if not isinstance(model, LinearGaussian):
+            raise ValueError(
+                f"the exact posterior is known for LinearGaussian, got {type(model).__name__}; use FullCovariance"
+            )
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample z for each datum of x (B, D)."""
+        pyro.module("linear_gaussian", self.model)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.model.posterior(x))

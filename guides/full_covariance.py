@@ -1,0 +1,82 @@
+"""The Gaussian guide with a full covariance, amortised through its Cholesky factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to
+from torch.distributions.transforms import ReshapeTransform
+from torch.nn.functional import softplus
+
+from pvae.guides.amortized import Encoder, constrained, free_shape, read
+
+__all__ = ["FullCovariance"]
+
+
+class FullCovariance(nn.Module):
+    """q(z | x) = N(z | loc(x), L(x) L(x)') over all latent sites together, carried to each site's support.
+
+    The encoder gives loc and the lower triangle of L, whose diagonal is made positive. Several sites share one L:
+    with z = loc + L e, a site given the sites before it is Gaussian with loc + sum_j L_ij e_j and scale L_ii.
+
+    Args:
+        model: any model within the contract; its latent sites are read from one run.
+        example_batch: a batch (B, ...), or a tuple of them, read for its shapes.
+        hidden: widths of the default encoder's hidden layers (tanh).
+        encoder: a net from the batch to features (B, F), used instead of the default.
+        min_scale: floor on the diagonal of L.
+
+    Raises: ValueError for discrete sites, nested plates, or data of another shape than the example.
+
+    Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        example_batch: Tensor | tuple[Tensor, ...],
+        *,
+        hidden: Sequence[int] = (200, 200),
+        encoder: Callable[..., Tensor] | None = None,
+        min_scale: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.sites = read(model, example_batch)
+        self.min_scale = min_scale
+        self.dim = sum(free_shape(site).numel() for site in self.sites)
+        self.encoder = Encoder(example_batch, self.dim + self.dim * (self.dim + 1) // 2, hidden, encoder)
+
+    def forward(self, *batch: Tensor) -> None:
+        """Sample every latent site of the model, for each datum of the batch."""
+        pyro.module("full_covariance", self)
+        loc, triangle = self.encoder(*batch).split([self.dim, self.dim * (self.dim + 1) // 2], -1)
+        factor = self._factor(triangle)
+        start, noise = 0, loc.new_zeros(loc.shape[:-1] + (0,))
+        with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
+            for site in self.sites:
+                shape = free_shape(site)
+                stop = start + shape.numel()
+                mean = loc[..., start:stop] + (factor[..., start:stop, :start] @ noise[..., None])[..., 0]
+                block = factor[..., start:stop, start:stop]
+                base: dist.TorchDistribution = dist.MultivariateNormal(mean, scale_tril=block)
+                if len(shape) != 1:
+                    base = dist.TransformedDistribution(base, [ReshapeTransform((stop - start,), shape)])
+                z = pyro.sample(site.name, constrained(base, site.support))
+                if stop < self.dim:
+                    free = biject_to(site.support).inv(z)
+                    free = free.reshape(*free.shape[: free.dim() - len(shape)], stop - start)
+                    own = torch.linalg.solve_triangular(block, (free - mean)[..., None], upper=False)
+                    noise = torch.cat([noise.expand(*own.shape[:-2], start), own[..., 0]], -1)
+                start = stop
+
+    def _factor(self, triangle: Tensor) -> Tensor:
+        """The triangle's numbers (B, D (D + 1) / 2) as a Cholesky factor (B, D, D)."""
+        row, column = torch.tril_indices(self.dim, self.dim, device=triangle.device)
+        raw = triangle.new_zeros(*triangle.shape[:-1], self.dim, self.dim)
+        raw = raw.index_put((torch.arange(len(triangle), device=triangle.device)[:, None], row, column), triangle)
+        diagonal = self.min_scale + softplus(raw.diagonal(dim1=-2, dim2=-1))
+        return raw.tril(-1) + torch.diag_embed(diagonal)

@@ -1,0 +1,24 @@
+"""Priors p(z): modules whose forward gives the distribution of one latent vector."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["StandardNormal"]
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(0, I) over `latent_dim` dimensions."""
+
+    zero: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Event shape (latent_dim,)."""
+        return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)

@@ -1,0 +1,59 @@
+"""The variational autoencoder's generative half, with any prior, likelihood and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+from torch import Tensor, nn
+
+from pvae.models.likelihoods import Bernoulli
+from pvae.models.priors import StandardNormal
+from pvae.nets import MLP
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    """p(z) p(x | z) with p(x | z) = likelihood(decoder(z)).
+
+    Args:
+        x_shape: shape of one datum, such as (1, 28, 28).
+        latent_dim: dimensions of z.
+        likelihood: from the decoder's output to the distribution of x; by default `Bernoulli`.
+        prior: its call gives p(z); by default `StandardNormal(latent_dim)`.
+        decoder: from (..., latent_dim) to (..., *likelihood.parameter_shape(x_shape)); by default an MLP
+            with two hidden layers of 200 units.
+
+    Sites: "z" (latent_dim,) and "x" `x_shape`, in the plate "data".
+
+    Raises: ValueError if a batch does not have the shape (B, *x_shape).
+
+    Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
+    """
+
+    def __init__(
+        self,
+        x_shape: Sequence[int],
+        latent_dim: int,
+        *,
+        likelihood: nn.Module | None = None,
+        prior: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+        self.prior = StandardNormal(latent_dim) if prior is None else prior
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
+        self.decoder = MLP(latent_dim, (200, 200), parameter_shape) if decoder is None else decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the model on a batch x (B, *x_shape); returns the observed x."""
+        if tuple(x.shape[1:]) != self.x_shape:
+            raise ValueError(f"VAE expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
+                             f"{tuple(x.shape)}; reshape the data or build the model with their shape")
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(self.decoder(z), self.x_shape), obs=x)

@@ -1,0 +1,184 @@
+"""One look at a pair: what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import pyro.infer
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pvae.objectives.objective import Objective, site_without_gradient
+from pvae.params import called_modules, find_parameters, private_store, seeded
+from pvae.sites import Batch, Site, as_batch, data_plate, plates_of, random_sites
+from pvae.weights import unmatched_sites
+
+__all__ = ["Finding", "check", "require"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a pair: an "error" that makes its numbers wrong, or a "warning" that may."""
+
+    site: str
+    found: str
+    fix: str
+    level: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.found}; {self.fix}"
+
+
+def check(
+    model: Any, guide: Any, batch: Tensor | tuple[Tensor, ...], objective: pyro.infer.ELBO | None = None
+) -> list[Finding]:
+    """Run a pair once on a batch and list what breaks its contract; an empty list is a clean bill.
+
+    Finds missing and extra guide sites, shapes that differ between model and guide, latents outside the data
+    plate, forgotten `to_event`, data outside the likelihood's support, sites without a pathwise gradient under
+    an objective that needs one, nets that no `pyro.module` registers, and batch statistics in training mode.
+    """
+    arguments = as_batch(batch)
+    with private_store(model, guide):
+        return _findings(model, guide, arguments, objective)
+
+
+def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> None:
+    """Raise ValueError with every error that `check` finds, log its warnings; call inside a private store."""
+    findings = _findings(model, guide, batch, objective)
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("%s", finding)
+    errors = [str(finding) for finding in findings if finding.level == "error"]
+    if errors:
+        raise ValueError(" | ".join(errors))
+
+
+def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | None) -> list[Finding]:
+    findings: list[Finding] = []
+    traces: dict[str, poutine.Trace] = {}
+    replayed = poutine.Trace()
+    with torch.no_grad(), seeded(0, batch[0].device), called_modules(), pyro.validation_enabled(False):
+        for place, function in (("guide", guide), ("model", model)):
+            try:
+                traces[place] = poutine.trace(poutine.replay(function, trace=replayed)).get_trace(*batch)
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+                shapes = ", ".join(str(tuple(part.shape)) for part in batch)
+                reason = " ".join(str(error).split())
+                return [*findings, Finding(place, f"fails on a batch of shape {shapes}: {reason}", "see the shapes")]
+            replayed = traces[place]
+    sites = {place: random_sites(trace) for place, trace in traces.items()}
+    findings += _matching(sites["guide"], sites["model"])
+    for place, trace in traces.items():
+        if not sites[place]:
+            continue
+        try:
+            plate = data_plate(trace, len(batch[0]))
+        except ValueError as error:
+            found, _, fix = str(error).partition("; ")
+            findings.append(Finding(place, found, fix))
+            continue
+        for name, site in sites[place].items():
+            findings += _shape(name, site, place, plate.dim)
+    for name, site in sites["model"].items():
+        if site["is_observed"]:
+            findings += _support(name, site)
+    if objective is None or isinstance(objective, Objective) or _is_pathwise(objective):
+        findings += [
+            Finding(
+                f"site '{name}'",
+                f"{type(site['fn']).__name__} has no pathwise gradient",
+                "use a reparameterised distribution, or pyro's TraceGraph_ELBO for score-function gradients",
+            )
+            for name, site in sites["guide"].items()
+            if site_without_gradient(site) and site["infer"].get("enumerate") is None
+        ]
+    return findings + _nets(model, guide, batch)
+
+
+def _is_pathwise(objective: pyro.infer.ELBO) -> bool:
+    return isinstance(objective, pyro.infer.TraceMeanField_ELBO)
+
+
+def _matching(guide: dict[str, Site], model: dict[str, Site]) -> list[Finding]:
+    missing, extra = unmatched_sites(guide, model)
+    findings = [
+        Finding(f"site '{name}'", "is latent in the model and missing from the guide", f"sample '{name}' in the guide")
+        for name in missing
+        if model[name]["infer"].get("enumerate") is None
+    ]
+    for name in extra:
+        what = "observed in" if name in model else "absent from"
+        fix = f"drop it, or rename it to one of {sorted(missing)}" if missing else "drop it from the guide"
+        findings.append(Finding(f"site '{name}'", f"is in the guide but {what} the model", fix))
+    for name in guide.keys() & model.keys():
+        shapes = [tuple(site[name]["fn"].event_shape) for site in (guide, model)]
+        if shapes[0] != shapes[1]:
+            fix = "build the guide for this model, with the same to_event"
+            findings.append(Finding(f"site '{name}'", f"has event shape {shapes[0]} in the guide, {shapes[1]} in the model", fix))
+    return findings
+
+
+def _shape(name: str, site: Site, place: str, data_dim: int) -> list[Finding]:
+    """Batch dims that no plate accounts for are dims that `to_event` should have taken."""
+    plates = {plate.dim for plate in plates_of(site)}
+    batch_shape = site["fn"].batch_shape
+    stray = [size for i, size in enumerate(batch_shape) if i - len(batch_shape) not in plates and size != 1]
+    sizes = [plate.size for plate in plates_of(site) if plate.dim == data_dim]
+    if stray or (batch_shape and batch_shape[data_dim] not in (1, *sizes)):
+        return [
+            Finding(
+                f"site '{name}'",
+                f"has batch shape {tuple(batch_shape)} in the {place}, the data plate holds {sizes}",
+                "call .to_event(n) on its distribution, n being the dims of one datum",
+            )
+        ]
+    return []
+
+
+def _support(name: str, site: Site) -> list[Finding]:
+    fn, value = site["fn"], site["value"]
+    try:
+        inside = fn.support.check(value)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return []
+    if not bool((~inside).any()):
+        return []
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    likelihood = type(base).__name__
+    low, high = value.min().item(), value.max().item()
+    grey = likelihood == "Bernoulli" and 0 <= low and high <= 1
+    fix = (
+        "binarise the data (binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for "
+        "grey values (pyro's ContinuousBernoulli, or Gaussian)"
+        if grey
+        else f"rescale the data, or use a likelihood whose support holds [{low:.4g}, {high:.4g}]"
+    )
+    found = f"holds values outside the support of {likelihood}" + (" (grey pixels)" if grey else "")
+    return [Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]", fix)]
+
+
+def _nets(model: Any, guide: Any, batch: Batch) -> list[Finding]:
+    findings = []
+    parameters = find_parameters(model, guide, batch)
+    for net in parameters.unregistered:
+        fix = "call pyro.module('name', net) where it is used, or freeze it with requires_grad_(False)"
+        findings.append(Finding(f"net {net}", "is used but registered by no pyro.module, so it is not trained", fix))
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in parameters.modules):
+        findings.append(
+            Finding(
+                "BatchNorm",
+                "is in training mode, so one datum's density depends on the others in its batch",
+                "call .eval() before you evaluate by hand (pvae.log_marginal does)",
+                "warning",
+            )
+        )
+    return findings

@@ -1,0 +1,134 @@
+"""Batches from any source of data: tensors that live on the device, or a `DataLoader` that streams them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pvae.data.dataset import DataSet
+
+__all__ = ["Batches", "Data"]
+
+Data = Tensor | tuple[Tensor, ...] | DataSet | DataLoader[Any]
+
+
+class Batches:
+    """One source of data as batches: tuples of tensors, dim 0 being the data.
+
+    Args:
+        data: a tensor (N, ...), a tuple of tensors of equal N, a `DataSet` (of which `split` is taken),
+            or a `DataLoader`, which keeps its own batch size and order.
+        batch_size: data per batch; the last batch of an epoch is smaller if N asks for it.
+        split: "train", "valid" or "test".
+
+    Raises: ValueError for data that are empty, not finite, of unequal length or not tensors.
+    """
+
+    def __init__(self, data: Data, batch_size: int, split: str = "train") -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}; try 100")
+        self._dataset = data if isinstance(data, DataSet) else None
+        self._loader = data if isinstance(data, DataLoader) else None
+        self._split = split
+        self._parts: tuple[Tensor, ...] = ()
+        self._size = batch_size
+        self._device = torch.device("cpu")
+        self.reseed(0)
+        if self._dataset is not None:
+            self._parts = (_split(self._dataset, split),)
+        elif self._loader is None:
+            parts = data if isinstance(data, tuple) else (data,)
+            self._parts = tuple(_checked(part) for part in parts)
+            lengths = {len(part) for part in self._parts}
+            if len(lengths) != 1:
+                raise ValueError(
+                    f"the parts of a batch hold {sorted(lengths)} data; give all the same length"
+                )
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return len(self._loader) if self._loader is not None else -(-len(self._parts[0]) // self._size)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """The first batch, to look at the pair with; on the device, observed."""
+        return next(self.epoch())
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the data (or, for a `DataLoader`, each batch as it comes) to `device`."""
+        self._device = torch.device(device)
+        self._parts = tuple(part.to(self._device) for part in self._parts)
+        self.reseed(0)
+
+    def reseed(self, seed: int) -> None:
+        """Start the order of the data and the binarisation draws afresh from `seed`."""
+        self._order = torch.Generator().manual_seed(seed)
+        self._draws = torch.Generator(self._device).manual_seed(seed + 1)
+
+    def epoch(self, shuffle: bool = False) -> Iterator[tuple[Tensor, ...]]:
+        """Every datum once, in a fresh order if `shuffle`; grey data drawn binary if the data set says so."""
+        if self._loader is not None:
+            yield from self._streamed()
+            return
+        num_data = len(self._parts[0])
+        order = torch.randperm(num_data, generator=self._order).to(self._device) if shuffle else None
+        for start in range(0, num_data, self._size):
+            if order is None:
+                batch = tuple(part[start : start + self._size] for part in self._parts)
+            else:
+                rows = order[start : start + self._size]
+                batch = tuple(part.index_select(0, rows) for part in self._parts)
+            if self._dataset is not None:
+                batch = (self._dataset.observe(batch[0], self._draws),)
+            yield batch
+
+    def describe(self) -> dict[str, Any]:
+        """What these data are, for the record of a result."""
+        if self._dataset is not None:
+            return {**self._dataset.describe(), "split": self._split}
+        return {"name": None, "binarize": None, "shape": [list(part.shape[1:]) for part in self._parts]}
+
+    def _streamed(self) -> Iterator[tuple[Tensor, ...]]:
+        assert self._loader is not None
+        empty = True
+        for batch in self._loader:
+            parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            yield tuple(_checked(part).to(self._device, non_blocking=True) for part in parts)
+            empty = False
+        if empty:
+            raise ValueError("the DataLoader gave no batch; expected at least one datum")
+
+
+def _split(dataset: DataSet, split: str) -> Tensor:
+    if split not in dataset.splits:
+        raise ValueError(
+            f"data set '{dataset.name}' has no {split} split, only {list(dataset.splits)}; give one"
+        )
+    return dataset.splits[split]
+
+
+def _checked(part: Any) -> Tensor:
+    if isinstance(part, np.ndarray):
+        if part.dtype == object:
+            raise ValueError("data of dtype object; expected numbers: build one array with a numeric dtype")
+        part = torch.as_tensor(part)
+    if not isinstance(part, Tensor):
+        raise ValueError(
+            f"data must be a tensor, a tuple of tensors, a DataSet or a DataLoader of tensors, "
+            f"got {type(part).__name__}; convert it with torch.as_tensor"
+        )
+    if part.dim() == 0 or len(part) == 0:
+        raise ValueError(f"empty data: shape {tuple(part.shape)}; expected at least one datum along dim 0")
+    if part.is_floating_point():
+        bad = ~torch.isfinite(part)
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; "
+                "drop or impute them"
+            )
+    return part

@@ -1,0 +1,114 @@
+"""A data set: its splits, the kind of value they hold, and what a model sees of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.data.kinds import Binarization, Kind, as_stored, check_binarization, check_kind
+
+__all__ = ["Binarization", "DataSet", "Kind"]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Named data: `train`, `valid` and `test` are (N, *shape), float32 unless given as another float type.
+
+    `kind` is the kind of the values as stored (categories are int64, every other kind floats). `binarize`
+    records how the data become binary: "dynamic" keeps intensities and draws afresh on every `observe`;
+    "static" and "threshold" are stored binary already (`pvae.data.binarized` makes all three). `labels` maps
+    the name of a split to (N,) int64.
+
+    Raises ValueError for splits that are empty, differ in shape or dtype, are not finite or leave the range
+    of `kind`, for labels that do not fit, and for a `binarize` that does not go with `kind`.
+    """
+
+    name: str
+    train: Tensor = field(repr=False)
+    valid: Tensor | None = field(default=None, repr=False)
+    test: Tensor | None = field(default=None, repr=False)
+    kind: Kind = "real"
+    binarize: Binarization | None = None
+    labels: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        self._check_binarize()
+        for split in ("train", "valid", "test"):
+            values = getattr(self, split)
+            if split == "train" or values is not None:
+                stored = as_stored(values, self.kind, f"data set {self.name!r}: {split}")
+                object.__setattr__(self, split, stored)
+                self._check_alike(split, stored)
+        self._check_labels()
+
+    @property
+    def splits(self) -> dict[str, Tensor]:
+        """The splits that were given, by name, each (N, *shape)."""
+        given = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {split: values for split, values in given.items() if values is not None}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def observed_kind(self) -> Kind:
+        """The kind of what a model sees: "binary" if the data are binarized, else the kind as stored."""
+        return self.kind if self.binarize is None else "binary"
+
+    def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What a model sees of x (B, *shape): fresh Bernoulli draws if "dynamic", else x itself."""
+        return torch.bernoulli(x, generator=generator) if self.binarize == "dynamic" else x
+
+    def describe(self) -> dict[str, Any]:
+        """A record for JSON: name, kind, binarize, shape, and the size of every split (0 if absent)."""
+        sizes = {split: len(self.splits.get(split, ())) for split in ("train", "valid", "test")}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "binarize": self.binarize,
+            "shape": list(self.shape),
+            "sizes": sizes,
+        }
+
+    def _check_binarize(self) -> None:
+        check_binarization(self.binarize)
+        if self.binarize is None:
+            return
+        # A record of binary data over grey values would let them through to a Bernoulli likelihood.
+        needed = "unit" if self.binarize == "dynamic" else "binary"
+        if self.kind != needed:
+            raise ValueError(
+                f"data set {self.name!r}: binarize={self.binarize!r} must be stored as kind {needed!r}, got "
+                f"{self.kind!r}: make it with pvae.data.binarized(dataset, {self.binarize!r})"
+            )
+
+    def _check_alike(self, split: str, values: Tensor) -> None:
+        if tuple(values.shape[1:]) != self.shape or values.dtype != self.train.dtype:
+            raise ValueError(
+                f"data set {self.name!r}: {split} must match train's {self.shape} of {self.train.dtype}, got "
+                f"{tuple(values.shape[1:])} of {values.dtype}: reshape or convert it"
+            )
+
+    def _check_labels(self) -> None:
+        for split, labels in (self.labels or {}).items():
+            values = self.splits.get(split)
+            if values is None:
+                raise ValueError(
+                    f"data set {self.name!r}: labels must be for one of {', '.join(self.splits)}, "
+                    f"got {split!r}: give that split or drop its labels"
+                )
+            expected = f"a Tensor ({len(values)},) of torch.int64"
+            if not isinstance(labels, Tensor):
+                got = type(labels).__name__
+            elif labels.shape != (len(values),) or labels.dtype != torch.int64:
+                got = f"{tuple(labels.shape)} of {labels.dtype}"
+            else:
+                continue
+            raise ValueError(
+                f"data set {self.name!r}: {split} labels must be {expected}, got {got}: one integer a datum"
+            )

@@ -1,0 +1,100 @@
+"""The kinds of value that a data set can hold, and the checks that its values are of that kind."""
+
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["Binarization", "Kind", "as_stored", "check_binarization", "check_finite", "check_kind", "nearest"]
+
+Kind = Literal["binary", "unit", "counts", "real", "categorical"]
+Binarization = Literal["dynamic", "static", "threshold"]
+
+_RANGES = {
+    "binary": ("0s and 1s", "say kind='unit' and use pvae.data.binarized"),
+    "unit": ("values in [0, 1]", "divide by the largest value or say kind='real'"),
+    "counts": ("non-negative integers", "round them or say kind='real'"),
+    "categorical": ("non-negative integers", "number the categories from 0"),
+}
+
+
+def nearest(given: str, choices: list[str]) -> str:
+    """A list of the choices for an error line, led by the one nearest to what was given."""
+    close = get_close_matches(given.lower().replace("-", "_"), choices, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"the choices are {', '.join(choices)}"
+
+
+def check_kind(kind: str) -> None:
+    """Raises ValueError, naming the nearest kind, unless `kind` is a Kind."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"unknown kind {kind!r}: {nearest(str(kind), list(get_args(Kind)))}")
+
+
+def check_binarization(how: str | None) -> None:
+    """Raises ValueError, naming the nearest binarization, unless `how` is a Binarization or None."""
+    if how is not None and how not in get_args(Binarization):
+        choices = nearest(str(how), list(get_args(Binarization)))
+        raise ValueError(f"unknown binarize {how!r}: {choices}, or None to leave the data as they are")
+
+
+def check_finite(values: Tensor, where: str) -> None:
+    """Raises ValueError, with how many and the first row, if `values` (N, *shape) are not all finite."""
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{where} must be finite, got {int(bad.sum())} values NaN or infinite in {values.dtype}, "
+            f"the first in row {_first_row(bad)} (counted from 0): drop those rows or fill the values in"
+        )
+
+
+def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
+    """The values (N, *shape) as a data set keeps them: floats as given, integers float32, categories int64.
+
+    Raises ValueError if they are not a non-empty tensor of finite numbers within the range of `kind`.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(
+            f"{where} must be a torch Tensor, got {type(values).__name__}: use torch.as_tensor(...)"
+        )
+    if values.ndim == 0 or values.numel() == 0:
+        raise ValueError(
+            f"{where} must be a non-empty (N, *shape), got {tuple(values.shape)}: give it data"
+            + ("" if where.endswith("train") else " or leave the split out (None)")
+        )
+    if values.is_complex() or values.is_quantized:
+        raise ValueError(
+            f"{where} must have a floating or integer dtype, got {values.dtype}: convert it first"
+        )
+    if kind == "categorical" and values.is_floating_point():
+        raise ValueError(
+            f"{where} of kind 'categorical' must have an integer dtype, got {values.dtype}: use .long()"
+        )
+    if kind == "categorical":
+        values = values.to(torch.int64)
+    elif not values.is_floating_point():
+        values = values.to(torch.float32)
+    check_finite(values, where)
+    _check_range(values, kind, where)
+    return values
+
+
+def _check_range(values: Tensor, kind: Kind, where: str) -> None:
+    if kind == "real":
+        return
+    if kind == "binary":
+        bad = (values != 0) & (values != 1)
+    elif kind == "unit":
+        bad = (values < 0) | (values > 1)
+    else:
+        bad = (values < 0) | (values != values.round())
+    if bad.any():
+        expected, fix = _RANGES[kind]
+        raise ValueError(
+            f"{where} of kind {kind!r} must hold {expected}, got {int(bad.sum())} others such as "
+            f"{values[bad][0].item():.9g} in row {_first_row(bad)}: {fix}"
+        )
+
+
+def _first_row(bad: Tensor) -> int:
+    return int(bad.flatten().nonzero()[0]) // (bad.numel() // len(bad))

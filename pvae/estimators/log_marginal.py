@@ -1,0 +1,145 @@
+"""log p(x) of data under a pair, with all that tells how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pvae.data.batches import Batches, Data
+from pvae.estimators.importance import ImportanceSampling
+from pvae.estimators.psis import khat_threshold
+from pvae.estimators.stream import Estimate
+from pvae.params import evaluation, private_store, seeded, settle
+from pvae.progress import Progress
+from pvae.sites import Batch
+
+__all__ = ["Estimator", "LogMarginal", "log_marginal"]
+
+
+class Estimator(Protocol):
+    """Anything that estimates log p(x) of one batch, and says what kind of bound it gives."""
+
+    num_samples: int
+    bound: str
+
+    def estimate(self, model: Any, guide: Any, batch: Batch) -> Estimate:
+        """log p(x) per datum, (B,)."""
+
+
+@dataclass(frozen=True)
+class LogMarginal:
+    """Estimates of log p(x) in nats, bigger is better.
+
+    Attributes:
+        values: per datum, (N,), in the order of the data.
+        mc_standard_errors: Monte-Carlo standard error of each value from its K draws, (N,).
+        ess: effective sample size of each datum's weights, (N,), at most K.
+        khat: Pareto shape of each datum's weights, (N,); above `khat_threshold` do not trust the value.
+        num_samples: K.
+        bound: "lower" (in expectation), "upper", "unbiased" or "none".
+        data: what was evaluated (name, split, binarisation), where the data said so.
+    """
+
+    values: Tensor
+    mc_standard_errors: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+    bound: str
+    data: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean over data, nats per datum."""
+        return self.values.mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over data: how much another sample of data would move it."""
+        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
+
+    @property
+    def mc_standard_error(self) -> float:
+        """Standard error of the mean from drawing K particles: how much another seed would move it."""
+        return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
+
+    @property
+    def khat_threshold(self) -> float:
+        """The largest k-hat to trust at this K."""
+        return khat_threshold(self.num_samples)
+
+    @property
+    def fraction_untrusted(self) -> float:
+        """Share of data whose k-hat is above the threshold; nan where K is too small to tell."""
+        told = self.khat[~self.khat.isnan()]
+        return (told > self.khat_threshold).double().mean().item() if len(told) else math.nan
+
+    def summary(self) -> dict[str, Any]:
+        """The result as plain numbers, for a table or JSON."""
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "mc_standard_error": self.mc_standard_error,
+            "median_ess": self.ess.median().item(),
+            "median_khat": self.khat.nanmedian().item(),
+            "max_khat": self.khat.nan_to_num(nan=-math.inf).max().item(),
+            "khat_threshold": self.khat_threshold,
+            "fraction_untrusted": self.fraction_untrusted,
+            "num_samples": self.num_samples,
+            "num_data": len(self.values),
+            "bound": self.bound,
+            "data": self.data,
+        }
+
+
+def log_marginal(
+    model: Any,
+    guide: Any,
+    data: Data,
+    estimator: Estimator | None = None,
+    *,
+    batch_size: int = 100,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LogMarginal:
+    """Estimate log p(x) for every datum, with nets in evaluation mode and no gradients.
+
+    Args:
+        model: any Pyro model within the contract of a pair.
+        guide: its guide (`None` for estimators that need none).
+        data: a tensor, a tuple of tensors, a `DataSet` (its test split) or a `DataLoader`.
+        estimator: by default `ImportanceSampling(1000)`.
+        batch_size: data at once; a `DataLoader` keeps its own.
+        device: where to compute; by default where the pair's parameters are. The pair is moved there.
+        seed: of the draws, and of the binarisation of grey data.
+        progress: show a bar on a terminal.
+
+    Raises: ValueError for empty or non-finite data, and for a pair that breaks the contract.
+    """
+    estimator = estimator or ImportanceSampling()
+    source = Batches(data, batch_size, split="test")
+    with private_store(model, guide), torch.no_grad():
+        parameters = settle(model, guide, source, device)
+        estimates: list[Estimate] = []
+        source.reseed(seed)
+        with (
+            seeded(seed, parameters.device),
+            evaluation(parameters.modules),
+            Progress(progress) as bar,
+        ):
+            for batch in bar.track(source.epoch(), "log p(x)", len(source)):
+                estimates.append(estimator.estimate(model, guide, batch))
+    return LogMarginal(
+        *(
+            torch.cat([getattr(part, name) for part in estimates])
+            for name in ("values", "mc_standard_errors", "ess", "khat")
+        ),
+        num_samples=estimator.num_samples,
+        bound=estimator.bound,
+        data=source.describe(),
+    )

@@ -1,0 +1,191 @@
+"""Small networks that take any number of leading dims: particles, plates and data need no care."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConvDecoder", "ConvEncoder", "GatedMLP", "MLP", "init_output_bias"]
+
+Shape = int | Sequence[int]
+
+
+class MLP(nn.Module):
+    """Fully connected net from (..., *in_shape) to (..., *out_shape).
+
+    Args:
+        in_shape: features, or the shape of one datum, which is flattened.
+        hidden: width of each hidden layer; empty for an affine map.
+        out_shape: features, or a shape to unflatten to.
+        activation: constructor of the nonlinearity after each hidden layer.
+
+    Raises: ValueError if the input does not end with `in_shape`.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        hidden: Sequence[int],
+        out_shape: Shape,
+        activation: Callable[[], nn.Module] = nn.Tanh,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
+        widths = [math.prod(self.in_shape), *hidden]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width_in, width_out), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *in_shape) -> (..., *out_shape)."""
+        return _unflatten(self.layers(_flatten(x, self.in_shape)), self.out_shape)
+
+
+class GatedMLP(nn.Module):
+    """Fully connected net of gated layers, h = (A x + a) * sigmoid(B x + b), from in_shape to out_shape.
+
+    Dauphin et al. (2017); the hidden layers of Tomczak and Welling (2018).
+
+    Raises: ValueError if the input does not end with `in_shape`.
+    """
+
+    def __init__(self, in_shape: Shape, hidden: Sequence[int], out_shape: Shape) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
+        widths = [math.prod(self.in_shape), *hidden]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., *in_shape) -> (..., *out_shape)."""
+        return _unflatten(self.layers(_flatten(x, self.in_shape)), self.out_shape)
+
+
+class ConvEncoder(nn.Module):
+    """Strided convolutions, halving height and width per stage, then an affine map to `out_shape`.
+
+    Args:
+        in_shape: (C, H, W) of one image.
+        channels: output channels of each 3 x 3, stride-2 stage.
+        out_shape: features, or a shape to unflatten to.
+
+    Raises: ValueError if `in_shape` is not (C, H, W), or the input does not end with it.
+    """
+
+    def __init__(self, in_shape: Sequence[int], channels: Sequence[int], out_shape: Shape) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = _image_shape(in_shape), _shape(out_shape)
+        sizes = _stages(self.in_shape, len(channels))
+        widths = [self.in_shape[0], *channels]
+        stages: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            stages += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.ReLU()]
+        features = widths[-1] * math.prod(sizes[-1])
+        self.layers = nn.Sequential(*stages, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C, H, W) -> (..., *out_shape)."""
+        _check_ends(x, self.in_shape)
+        lead = x.shape[: x.dim() - 3]
+        return self.layers(x.reshape(-1, *self.in_shape)).reshape(*lead, *self.out_shape)
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of `ConvEncoder`: features (..., in_features) to images (..., *out_shape).
+
+    Args:
+        in_features: width of the latent vector.
+        channels: channels of each stage, coarsest first.
+        out_shape: (..., C, H, W) of the output; leading dims (the parameters of a likelihood) join the channels.
+
+    Raises: ValueError if `out_shape` has fewer than 3 dims, or the input width is not `in_features`.
+    """
+
+    def __init__(self, in_features: int, channels: Sequence[int], out_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_features, self.out_shape = in_features, tuple(out_shape)
+        image = _image_shape((math.prod(out_shape[:-2]), *out_shape[-2:]))
+        sizes = _stages(image, len(channels))
+        widths = [*channels, image[0]]
+        coarse = (channels[0], *sizes[-1])
+        stages: list[nn.Module] = [nn.Linear(in_features, math.prod(coarse)), nn.Unflatten(-1, coarse)]
+        for stage, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            small, large = sizes[-1 - stage], sizes[-2 - stage]
+            odd = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
+            stages += [
+                nn.ReLU(),
+                nn.ConvTranspose2d(width_in, width_out, 3, stride=2, padding=1, output_padding=odd),
+            ]
+        self.layers = nn.Sequential(*stages)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., in_features) -> (..., *out_shape)."""
+        _check_ends(z, (self.in_features,))
+        lead = z.shape[:-1]
+        return self.layers(z.reshape(-1, self.in_features)).reshape(*lead, *self.out_shape)
+
+
+@torch.no_grad()
+def init_output_bias(net: nn.Module, mean: Tensor, least: float = 1e-3) -> None:
+    """Set the bias of the last affine layer so that a Bernoulli decoder starts at the data mean.
+
+    bias = logit(clamp(mean, least, 1 - least)); worth several epochs on images (Burda et al. 2016). Where the
+    layer has one bias per channel, the logit of the channel's mean is used.
+
+    Args:
+        net: a net whose last layer has a bias.
+        mean: mean of the data, of the shape of one datum.
+
+    Raises: ValueError if the net has no such layer or its width does not fit the mean.
+    """
+    affine = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    if not affine or affine[-1].bias is None:
+        raise ValueError("the net has no last layer with a bias; give one that ends in an affine layer")
+    bias = affine[-1].bias
+    if not isinstance(affine[-1], nn.Linear) and mean.dim() == 3:
+        mean = mean.mean((1, 2))
+    if bias.numel() != mean.numel():
+        raise ValueError(
+            f"the last layer has {bias.numel()} outputs, the data mean {mean.numel()} values; "
+            "the bias can start at the data mean only for a likelihood with one parameter per value"
+        )
+    bias.copy_(mean.flatten().clamp(least, 1 - least).logit())
+
+
+def _shape(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise ValueError(f"a convolutional net takes images (C, H, W), got shape {tuple(shape)}; use an MLP")
+    return (shape[0], shape[1], shape[2])
+
+
+def _stages(image: tuple[int, int, int], count: int) -> list[tuple[int, int]]:
+    """Height and width before and after each stride-2 stage, finest first."""
+    sizes = [(image[1], image[2])]
+    for _ in range(count):
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def _check_ends(x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape[x.dim() - len(shape) :]) != shape or x.dim() < len(shape):
+        raise ValueError(f"expected data of shape (..., {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+
+
+def _flatten(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    _check_ends(x, shape)
+    return x if len(shape) == 1 else x.flatten(-len(shape))
+
+
+def _unflatten(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x if len(shape) == 1 else x.unflatten(-1, shape)

@@ -1,0 +1,283 @@
+"""The parameters of a pair, found by running it, and kept out of Pyro's global param store.
+
+A pair may hold its parameters in three ways: in modules registered by `pyro.module`, in `PyroModule`s,
+and in bare `pyro.param` statements. The first two live in the modules themselves. Bare ones have no
+home but Pyro's global store, so pvae keeps what it trained beside the functions that state them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+__all__ = ["Bare", "Parameters", "called_modules", "evaluation", "find_parameters", "private_store", "seeded", "settle"]
+
+Batch = tuple[Tensor, ...]
+Stochastic = Callable[..., Any]
+
+
+class Source(Protocol):
+    """Data that can give an example batch and move to a device."""
+
+    def example(self) -> Batch:
+        """A batch to look at the pair with."""
+
+    def to(self, device: torch.device | str) -> None:
+        """Move to `device`."""
+
+
+Bare = dict[str, tuple[Tensor, Any]]
+"""Name -> (unconstrained leaf, constraint) of each bare `pyro.param`."""
+
+_bare_of: weakref.WeakKeyDictionary[Any, Bare] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What one run of a pair touched: leaves to train, buffers to save, modules to switch to evaluation.
+
+    `leaves` maps Pyro's name to the unconstrained tensor that an optimizer steps; `guide_only` holds the
+    names that the model does not use; `unregistered` names modules whose parameters no `pyro.module` states.
+    """
+
+    leaves: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    modules: tuple[nn.Module, ...]
+    guide_only: frozenset[str] = field(default_factory=frozenset)
+    unregistered: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first leaf (or buffer) lives; the CPU for a pair without any."""
+        for tensor in (*self.leaves.values(), *self.buffers.values()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def state(self) -> dict[str, Tensor]:
+        """Leaves and buffers by name, detached, sharing storage: what a checkpoint holds."""
+        return {name: tensor.detach() for name, tensor in (self.leaves | self.buffers).items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Copy `state` into the pair, or raise ValueError and change nothing.
+
+        Raises: ValueError if names or shapes differ from those of the pair.
+        """
+        own = self.leaves | self.buffers
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(
+                "the saved weights belong to another pair: "
+                + "; ".join(
+                    f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+                    for what, names in (("missing", missing), ("not in this pair", extra))
+                    if names
+                )
+                + "; build the pair as it was when saved"
+            )
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"saved weight {name} has shape {tuple(state[name].shape)}, this pair expects "
+                    f"{tuple(tensor.shape)}; build the pair with the sizes it was saved with"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def to(self, device: torch.device | str) -> None:
+        """Move leaves, buffers and modules to `device`, keeping every tensor's identity."""
+        for module in self.modules:
+            module.to(device)
+        for leaf in self.leaves.values():
+            leaf.data = leaf.data.to(device)
+
+
+def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
+    """Run the pair once on `batch` and collect what it uses; call inside `private_store`.
+
+    No random state, buffer or training flag is changed.
+    """
+    with torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
+        with poutine.trace() as guide_run:
+            guide_leaves = _leaves_of(guide, batch) if guide is not None else {}
+        with poutine.replay(trace=guide_run.trace):
+            model_leaves = _leaves_of(model, batch)
+    known = {id(leaf) for leaf in model_leaves.values()}
+    own = {name: leaf for name, leaf in guide_leaves.items() if id(leaf) not in known}
+    leaves = own | model_leaves
+    known |= {id(leaf) for leaf in own.values()}
+    return Parameters(
+        leaves=leaves,
+        buffers=_named_buffers(modules, leaves),
+        modules=tuple(modules),
+        guide_only=frozenset(own),
+        unregistered=tuple(
+            type(module).__name__
+            for module in modules
+            if any(p.requires_grad and id(p) not in known for p in module.parameters(recurse=False))
+        ),
+    )
+
+
+def settle(
+    model: Stochastic, guide: Stochastic | None, source: Source, device: torch.device | str | None
+) -> Parameters:
+    """Find the parameters of a pair and bring pair and data to one device: `device`, or where the pair is.
+
+    Raises: ValueError if the pair cannot run on the data at all.
+    """
+    source.to(_home(model, guide))
+    example = source.example()
+    try:
+        parameters = find_parameters(model, guide, example)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        shapes = ", ".join(str(tuple(part.shape)) for part in example)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the pair cannot run on a batch of shape {shapes}: {reason}") from error
+    if device is not None:
+        parameters.to(device)
+        source.to(device)
+    return parameters
+
+
+def _home(*functions: Stochastic | None) -> torch.device:
+    """Where the first parameter lives that the functions, their objects or their closures hold."""
+    for function in functions:
+        cells = getattr(function, "__closure__", None) or ()
+        holders = [function, getattr(function, "__self__", None), *(cell.cell_contents for cell in cells)]
+        names = getattr(getattr(function, "__code__", None), "co_names", ())
+        holders += [function.__globals__.get(name) for name in names] if names else []
+        for holder in holders:
+            if isinstance(holder, nn.Module):
+                for tensor in holder.parameters():
+                    return tensor.device
+    return torch.device("cpu")
+
+
+def _leaves_of(function: Stochastic, batch: Batch) -> dict[str, Tensor]:
+    with poutine.trace(param_only=True) as run:
+        function(*batch)
+    sites = ((name, site) for name, site in run.trace.nodes.items() if site["type"] == "param")
+    leaves: dict[str, Tensor] = {}
+    for name, site in sites:
+        value = site["value"]
+        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        if all(leaf is not other for other in leaves.values()):
+            leaves[name] = leaf
+    return leaves
+
+
+def _named_buffers(modules: list[nn.Module], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers named after the registered parameters of the same module, else by order of first call."""
+    owner = {id(leaf): name for name, leaf in leaves.items()}
+    buffers: dict[str, Tensor] = {}
+    for index, module in enumerate(modules):
+        prefix = f"module{index}."
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in owner:
+                prefix = owner[id(parameter)].removesuffix(name)
+        for name, buffer in module.named_buffers(recurse=False):
+            if all(buffer is not other for other in buffers.values()):
+                buffers[prefix + name] = buffer
+    return buffers
+
+
+@contextmanager
+def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator[None]:
+    """Run pair functions in a param store of their own; Pyro's global one is as before afterwards.
+
+    Bare `pyro.param` values start from what pvae last trained for these functions, else from the user's
+    store, else from their own initial value. With `keep`, what they end at is remembered.
+    """
+    store = pyro.get_param_store()
+    outer = store.get_state()
+    bare = {
+        name: (leaf.detach().clone().requires_grad_(), constraint)
+        for name, (leaf, constraint) in _bare(outer).items()
+    }
+    owners = [_owner(function) for function in functions if function is not None]
+    for owner in reversed(owners):
+        bare |= _bare_of.get(owner, {})
+    inner = {
+        "params": {name: leaf for name, (leaf, _) in bare.items()},
+        "constraints": {name: constraint for name, (_, constraint) in bare.items()},
+    }
+    with store.scope(inner):  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            if keep:
+                kept = _bare(store.get_state())
+                _bare_of.update((owner, kept) for owner in owners)
+
+
+def _bare(state: Any) -> Bare:
+    """The entries of a store's state that no module owns: Pyro stores a module's parameters as they are."""
+    return {
+        name: (leaf, state["constraints"][name])
+        for name, leaf in state["params"].items()
+        if not isinstance(leaf, nn.Parameter)
+    }
+
+
+def _owner(function: Stochastic) -> Any:
+    """What outlives a call: a bound method is a new object at each access, so its object stands for it."""
+    owner = getattr(function, "__self__", function)
+    return owner if isinstance(owner, Hashable) else type(owner)
+
+
+@contextmanager
+def called_modules() -> Iterator[list[nn.Module]]:
+    """Collect every `nn.Module` called inside, closures included, in order of first call.
+
+    Each is switched to evaluation before it runs, and back at the end, so a look changes no buffer.
+    """
+    modules: dict[int, tuple[nn.Module, bool]] = {}
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) not in modules:
+            modules[id(module)] = module, module.training
+            called.append(module)
+            module.training = False
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        hook.remove()
+        for module, training in modules.values():
+            module.training = training
+
+
+@contextmanager
+def evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Switch `modules` to evaluation inside (dropout off, batch statistics frozen)."""
+    before = [(module, module.training) for module in modules]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw from `seed` inside; torch's generators (CPU, and `device`'s) are as before afterwards."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield

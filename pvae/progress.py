@@ -1,0 +1,58 @@
+"""A progress bar on a terminal, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+__all__ = ["Progress"]
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """A bar with counts, free text and time left; silent unless `show` and standard error is a terminal."""
+
+    def __init__(self, show: bool) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (show and sys.stderr.isatty()),
+        )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def task(self, description: str, total: int) -> TaskID:
+        """Open a bar of `total` ticks."""
+        return self._bar.add_task(description, total=total, note="")
+
+    def advance(self, task: TaskID, ticks: int = 1, note: str | None = None) -> None:
+        """Move a bar on, with a new note if one is given."""
+        if note is None:
+            self._bar.advance(task, ticks)
+        else:
+            self._bar.update(task, advance=ticks, note=note)
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Iterate under a bar."""
+        task = self.task(description, total)
+        for item in items:
+            yield item
+            self.advance(task)

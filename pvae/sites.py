@@ -1,0 +1,121 @@
+"""What one run of a model or guide shows: its latent sites, its plates, its data plate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+from pvae.params import called_modules, private_store, seeded
+
+__all__ = ["LatentSite", "Plate", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
+
+Batch = tuple[Tensor, ...]
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate as a trace shows it: `dim` counts from the right of the batch shape."""
+
+    name: str
+    size: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A latent site of a model.
+
+    `event_shape` excludes every plate; `support` is that of one event; `plates` are the plates
+    inside the data plate, outermost first.
+    """
+
+    name: str
+    event_shape: torch.Size
+    support: constraints.Constraint
+    plates: tuple[Plate, ...]
+    data_plate: Plate
+
+
+def as_batch(batch: Tensor | tuple[Tensor, ...]) -> Batch:
+    """A batch as the tuple of positional arguments that a pair takes."""
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def random_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The `sample` statements of a trace by name, without the index draws of subsampling plates."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
+    }
+
+
+def plates_of(site: Site) -> tuple[Plate, ...]:
+    """The vectorised plates around a site, outermost first."""
+    frames = (frame for frame in site["cond_indep_stack"] if frame.vectorized)
+    return tuple(Plate(frame.name, frame.size, frame.dim) for frame in frames)
+
+
+def plate_nesting(trace: poutine.Trace) -> int:
+    """How many batch dims the plates of a trace use."""
+    return max((-plate.dim for site in random_sites(trace).values() for plate in plates_of(site)), default=0)
+
+
+def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
+    """The plate over the data: the outermost that every site shares, `besides` left aside.
+
+    Raises: ValueError if a site lies outside every shared plate, or the plate does not hold the batch.
+    """
+    sites = random_sites(trace)
+    shared: list[Plate] = []
+    for position, (name, site) in enumerate(sites.items()):
+        plates = tuple(plate for plate in plates_of(site) if plate.name != besides)
+        kept = [plate for plate in shared if plate in plates] if position else list(plates)
+        if not kept:
+            raise ValueError(
+                f"site '{name}' lies outside the data plate; open `with pyro.plate('data', len(x)):` "
+                "around every site, and make what is shared by all data a parameter"
+            )
+        shared = kept
+    if not shared:
+        raise ValueError("no sample statement was found; write at least one `pyro.sample` in the data plate")
+    for plate in shared:
+        if plate.size == num_data:
+            return plate
+    raise ValueError(
+        f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
+        "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
+    )
+
+
+def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
+    """Read the latent sites of `model` from one run on `batch`; nothing of the model changes.
+
+    Raises: ValueError if the model breaks the contract (no data plate, no latent site).
+    """
+    arguments = as_batch(batch)
+    with private_store(model), torch.no_grad(), seeded(0, arguments[0].device), called_modules():
+        trace = poutine.trace(model).get_trace(*arguments)
+    data = data_plate(trace, len(arguments[0]))
+    sites = tuple(
+        LatentSite(
+            name,
+            site["fn"].event_shape,
+            site["fn"].support,
+            tuple(plate for plate in plates_of(site) if plate != data),
+            data,
+        )
+        for name, site in random_sites(trace).items()
+        if not site["is_observed"]
+    )
+    if not sites:
+        raise ValueError("the model has no latent site, so a guide has nothing to infer; use an empty guide")
+    return sites

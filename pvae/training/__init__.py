@@ -1,0 +1,4 @@
+"""Training a pair: `fit`, the step it repeats, schedules, checkpoints."""
+
+from pvae.training.schedules import cosine as cosine
+from pvae.training.schedules import linear_warmup as linear_warmup

@@ -1,0 +1,140 @@
+"""Runs on disk: a readable config, and weights in a format that cannot execute code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pvae.params import Parameters, find_parameters, private_store
+from pvae.sites import as_batch
+from pvae.training.metrics import plain
+
+__all__ = ["load", "read_config", "save", "write_run"]
+
+_CONFIG, _WEIGHTS, _FORMAT = "config.json", "checkpoint.safetensors", 1
+
+
+def save(
+    path: str | Path,
+    model: Any,
+    guide: Any,
+    example_batch: Tensor | tuple[Tensor, ...],
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a pair's weights and buffers to the folder `path`, each file whole or not at all.
+
+    Args:
+        path: a folder, made if need be.
+        model: the pair's model, any Pyro callable.
+        guide: the pair's guide.
+        example_batch: a batch to find the parameters with; only its shapes and dtypes are kept.
+        recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
+        record: anything else to keep in config.json (data, objective, results).
+    """
+    batch = as_batch(example_batch)
+    with private_store(model, guide):
+        parameters = find_parameters(model, guide, batch)
+    write_run(Path(path), parameters, batch, recipe, record)
+
+
+def write_run(
+    folder: Path,
+    parameters: Parameters,
+    batch: tuple[Tensor, ...],
+    recipe: Mapping[str, Any] | None,
+    record: Mapping[str, Any] | None,
+) -> None:
+    """Write parameters that are already found; see `save`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.cpu().clone().contiguous() for name, tensor in parameters.state().items()}
+    example = [{"shape": list(part.shape[1:]), "dtype": str(part.dtype).removeprefix("torch.")} for part in batch]
+    config = {"format": _FORMAT, "recipe": recipe, "example_batch": example, **(record or {})}
+    _write(folder / _WEIGHTS, safetensors.torch.save(state))
+    _write(folder / _CONFIG, (json.dumps(plain(config), indent=2) + "\n").encode())
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config of a run folder.
+
+    Raises: ValueError if `path` is no run folder, or its config cannot be read.
+    """
+    file = Path(path) / _CONFIG
+    if not file.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no {_CONFIG}; give a folder that `pvae train` wrote")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not readable as JSON ({error}); restore it from a copy, or train anew") from None
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        raise ValueError(f"{file} does not describe a run of format {_FORMAT}; was it written by another pvae?")
+    return config
+
+
+def load(
+    path: str | Path, model: Any = None, guide: Any = None, *, device: torch.device | str = "cpu"
+) -> tuple[Any, Any]:
+    """Read a run folder into a pair, and return the pair; never unpickles, never imports what a file names.
+
+    Args:
+        path: a folder that `save` or `fit(out=...)` wrote.
+        model: a model built as it was when saved; may be left out for a pair that has a recipe.
+        guide: its guide.
+        device: where the pair shall live.
+
+    Raises: ValueError if the folder is no run, the weights are truncated or corrupt, or belong to another pair.
+        The pair is then as it was.
+    """
+    config = read_config(path)
+    if model is None or guide is None:
+        if config["recipe"] is None:
+            raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
+        from pvae.recipes import build
+
+        model, guide = build(config["recipe"])
+    state = _read_weights(Path(path) / _WEIGHTS)
+    batch = tuple(
+        torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
+    )
+    with private_store(model, guide, keep=True), pyro.validation_enabled(False):
+        parameters = find_parameters(model, guide, batch)
+        parameters.load(state)
+        parameters.to(device)
+    return model, guide
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(f"{file.parent} has no {file.name}; the run did not end, train it anew")
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{file} is truncated or corrupt ({str(error).splitlines()[0]}); restore it from a copy, or train anew"
+        ) from None
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write beside the target, flush to disk, then rename: a crash leaves the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,364 @@
+"""Training any pair with any objective."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+import pvae
+from pvae.checking import require
+from pvae.data.batches import Batches, Data
+from pvae.data.dataset import DataSet
+from pvae.objectives.elbo import ELBO
+from pvae.objectives.objective import Objective
+from pvae.params import Parameters, evaluation, private_store, seeded, settle
+from pvae.progress import Progress
+from pvae.training.average import WeightAverage
+from pvae.training.checkpoint import write_run
+from pvae.training.metrics import MetricsWriter
+from pvae.training.nonfinite import describe_nonfinite
+from pvae.training.schedules import cosine
+from pvae.training.step import EagerStep, PyroStep, Step, TracedStep
+
+__all__ = ["FitResult", "fit"]
+
+StepMode = Literal["auto", "eager", "traced"]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training gave; the pair itself is trained in place.
+
+    Attributes:
+        model: the model, as given.
+        guide: the guide, as given.
+        history: one record per epoch: epoch, step, train_bound and valid_bound in nats per datum, lr,
+            kl_weight, seconds.
+        losses: the loss of every step, nats per datum, (steps,).
+        best_epoch: the epoch whose weights the pair now has (with early stopping), else the last.
+        step_mode: how steps ran in the end: "eager" or "traced".
+        data: the record of what was trained on.
+    """
+
+    model: Any
+    guide: Any
+    history: list[Record]
+    losses: Tensor
+    best_epoch: int
+    step_mode: str
+    data: dict[str, Any]
+
+
+def fit(
+    model: Any,
+    guide: Any,
+    data: Data,
+    *,
+    objective: pyro.infer.ELBO | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    optimizer: Callable[[Iterable[Tensor]], Optimizer] | None = None,
+    schedule: Literal["cosine"] | Callable[[Optimizer], LRScheduler] | None = None,
+    kl_schedule: Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+    early_stopping: int | None = None,
+    inference_steps: int = 1,
+    step_mode: StepMode = "auto",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callable[[Record], object]] = (),
+    progress: bool = True,
+) -> FitResult:
+    """Train a pair in place so that the objective, a bound on log p(x), becomes as large as possible.
+
+    The loss is minus the bound, as a mean per datum. Pyro's param store, torch's random state and all other
+    global state are as before afterwards; the same seed gives the same weights.
+
+    Args:
+        model: any Pyro model within the contract of a pair.
+        guide: its guide.
+        data: a tensor, a tuple of tensors, a `DataSet` (its train split, and its valid split if there is one) or
+            a `DataLoader`.
+        objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
+        epochs: passes over the data; give this or `steps`.
+        steps: training steps.
+        batch_size: data per step; a `DataLoader` keeps its own.
+        lr: learning rate of the default optimizer.
+        optimizer: from parameters to a torch optimizer; by default fused Adam with `lr`.
+        schedule: "cosine" (to 0 at the end), or from an optimizer to a torch scheduler, stepped after every
+            training step (`ReduceLROnPlateau`: after every epoch, on minus the validation bound).
+        kl_schedule: from the step to the KL's weight (`pvae.training.linear_warmup`); reported bounds never use it.
+        clip_norm: largest norm of all gradients together.
+        ema: decay of a moving average of the weights, which validation and the trained pair then use.
+        early_stopping: epochs without a better validation bound to wait; the best weights are restored.
+        inference_steps: train the guide alone on all but every n-th step.
+        step_mode: "eager", "traced", or "auto" to trace what can be traced.
+        device: where to train; by default where the pair is.
+        seed: of the order of data, binarisation, and all draws.
+        out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
+        callbacks: called with each epoch's record; one that returns True stops training.
+        progress: show a bar on a terminal.
+
+    Raises:
+        ValueError: for arguments out of range, data that are empty or not finite, and a pair that breaks the
+            contract (`pvae.check` lists all findings).
+        FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
+            parameter. The pair keeps the weights it had before that step.
+    """
+    _check_arguments(epochs, steps, lr, clip_norm, early_stopping, inference_steps, step_mode)
+    objective = ELBO() if objective is None else objective
+    if not isinstance(objective, Objective) and (kl_schedule or step_mode == "traced"):
+        raise ValueError(
+            f"{type(objective).__name__} is Pyro's own: it takes no KL schedule and runs eagerly; use pvae.objectives"
+        )
+    source = Batches(data, batch_size, "train")
+    valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
+    if early_stopping is not None and valid is None:
+        raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
+    total = steps if steps is not None else (epochs or 0) * len(source)
+    folder = _new_run(out)
+
+    with private_store(model, guide, keep=True), Progress(progress) as bar:
+        parameters = settle(model, guide, source, device)
+        if not parameters.leaves:
+            raise ValueError("the pair has no parameters to train; register its nets with pyro.module")
+        if valid is not None:
+            valid.to(parameters.device)
+        require(model, guide, source.example(), objective)
+        loop = _Loop(model, guide, objective, parameters, step_mode, clip_norm, inference_steps, kl_schedule)
+        loop.prepare(optimizer, lr, cosine(total) if schedule == "cosine" else schedule, ema)
+        callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
+        source.reseed(seed)
+        with seeded(seed, parameters.device):
+            history, best_epoch = loop.run(source, valid, total, early_stopping, callbacks, bar)
+        if folder:
+            record = {
+                "pvae": pvae.__version__,
+                "torch": torch.__version__,
+                "objective": type(objective).__name__,
+                "data": source.describe(),
+                "seed": seed,
+                "batch_size": batch_size,
+                "steps": loop.step_count,
+                "best_epoch": best_epoch,
+            }
+            write_run(folder, parameters, source.example(), None, record)
+    return FitResult(
+        model=model,
+        guide=guide,
+        history=history,
+        losses=torch.tensor(loop.losses, dtype=torch.float64),
+        best_epoch=best_epoch,
+        step_mode="traced" if isinstance(loop.step, TracedStep) and loop.step.fallback is None else "eager",
+        data=source.describe(),
+    )
+
+
+class _Loop:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        model: Any,
+        guide: Any,
+        objective: pyro.infer.ELBO,
+        parameters: Parameters,
+        step_mode: StepMode,
+        clip_norm: float | None,
+        inference_steps: int,
+        kl_schedule: Callable[[int], float] | None,
+    ) -> None:
+        self.model, self.guide, self.objective, self.parameters = model, guide, objective, parameters
+        self.clip_norm, self.inference_steps, self.kl_schedule = clip_norm, inference_steps, kl_schedule
+        self.leaves = list(parameters.leaves.values())
+        self.for_guide = [name in parameters.guide_only for name in parameters.leaves]
+        self.step = self._make_step(step_mode)
+        self.step_count = 0
+        self.losses: list[float] = []
+
+    def _make_step(self, step_mode: StepMode) -> Step:
+        objective = self.objective
+        if not isinstance(objective, Objective):
+            return PyroStep(objective, self.model, self.guide, self.parameters)
+
+        def loss(batch: tuple[Tensor, ...], kl_weight: Tensor | float) -> Tensor:
+            return -objective.bound(self.model, self.guide, batch, kl_weight).mean()
+
+        eager = EagerStep(loss, self.parameters)
+        return eager if step_mode == "eager" else TracedStep(eager, self.parameters)
+
+    def prepare(
+        self,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer] | None,
+        lr: float,
+        schedule: Callable[[Optimizer], LRScheduler] | None,
+        ema: float | None,
+    ) -> None:
+        """Build the optimizer and what goes with it over the parameters that were found."""
+        fused = all(leaf.is_floating_point() for leaf in self.leaves)
+        make = optimizer or (lambda leaves: torch.optim.Adam(leaves, lr=lr, fused=fused))
+        self.optimizer = make(self.leaves)
+        if not isinstance(self.optimizer, Optimizer):
+            raise ValueError(
+                f"optimizer must make a torch optimizer from parameters, got {type(self.optimizer).__name__}; "
+                "give for example lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+            )
+        self.scheduler = schedule(self.optimizer) if schedule else None
+        self.average = WeightAverage(self.leaves, ema) if ema is not None else None
+
+    def run(
+        self,
+        source: Batches,
+        valid: Batches | None,
+        total: int,
+        patience: int | None,
+        callbacks: Sequence[Callable[[Record], object]],
+        bar: Progress,
+    ) -> tuple[list[Record], int]:
+        """Train for `total` steps; returns the history and the epoch whose weights the pair ends with."""
+        history: list[Record] = []
+        best, best_epoch, best_state = -torch.inf, 0, None
+        task = bar.task("training", total)
+        started = time.perf_counter()
+        while self.step_count < total:
+            train_bound = self._epoch(source, total, lambda: bar.advance(task))
+            valid_bound = self._validate(valid) if valid is not None else None
+            seconds = time.perf_counter() - started
+            epoch = len(history) + 1
+            history.append(
+                {
+                    "epoch": epoch,
+                    "step": self.step_count,
+                    "train_bound": train_bound,
+                    "valid_bound": valid_bound,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "kl_weight": self._kl_weight(),
+                    "seconds": seconds,
+                }
+            )
+            bar.advance(task, 0, _note(history[-1]))
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(-(train_bound if valid_bound is None else valid_bound))
+            stop = [callback(history[-1]) is True for callback in callbacks]
+            if patience is not None and valid_bound is not None:
+                if valid_bound > best:
+                    best, best_epoch = valid_bound, epoch
+                    with self._averaged():
+                        best_state = {name: value.clone() for name, value in self.parameters.state().items()}
+                stop.append(epoch - best_epoch >= patience)
+            if any(stop):
+                break
+        if best_state is not None:
+            self.parameters.load(best_state)
+        elif self.average is not None:
+            self.average.adopt()
+        return history, best_epoch or len(history)
+
+    def _epoch(self, source: Batches, total: int, tick: Callable[[], None]) -> float:
+        loss_sum, num_data = 0.0, 0
+        for batch in source.epoch(shuffle=True):
+            if self.step_count == total:
+                break
+            loss_sum += self._train_step(batch) * len(batch[0])
+            num_data += len(batch[0])
+            tick()
+        return -loss_sum / num_data
+
+    def _train_step(self, batch: tuple[Tensor, ...]) -> float:
+        weight = torch.tensor(self._kl_weight(), device=batch[0].device) if self.kl_schedule else 1.0
+        loss, gradients = self.step(batch, weight)
+        self.step_count += 1
+        if self.step_count % self.inference_steps:
+            gradients = [g if own else None for g, own in zip(gradients, self.for_guide, strict=True)]
+        norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
+        value = loss.item()
+        if not torch.isfinite(loss + norm):
+            where = describe_nonfinite(self.model, self.guide, batch, self.parameters.leaves, gradients)
+            raise FloatingPointError(
+                f"step {self.step_count}: loss {value:.4g}, gradient norm {norm.item():.4g}; {where}. The weights of "
+                f"step {self.step_count - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
+            )
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(self.leaves, self.clip_norm, norm)
+        self.optimizer.step()
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+        self.losses.append(value)
+        return value
+
+    def _kl_weight(self) -> float:
+        return float(self.kl_schedule(self.step_count)) if self.kl_schedule else 1.0
+
+    def _validate(self, valid: Batches) -> float:
+        """The objective per datum on the validation split: nets in evaluation mode, KL weight 1, fixed draws."""
+        total, num_data = 0.0, 0
+        device = self.parameters.device
+        valid.reseed(0)
+        with torch.no_grad(), seeded(0, device), evaluation(self.parameters.modules), self._averaged():
+            for batch in valid.epoch():
+                if isinstance(self.objective, Objective):
+                    total += self.objective.bound(self.model, self.guide, batch).sum().item()
+                else:
+                    total -= float(self.objective.loss(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+                num_data += len(batch[0])
+        return total / num_data
+
+    def _averaged(self) -> Any:
+        return self.average.applied() if self.average is not None else nullcontext()
+
+
+def _note(record: Mapping[str, Any]) -> str:
+    rate = record["step"] / record["seconds"]
+    valid = "" if record["valid_bound"] is None else f", valid {record['valid_bound']:.2f}"
+    return f"epoch {record['epoch']}: train {record['train_bound']:.2f}{valid} nats, {rate:.0f} steps/s"
+
+
+def _new_run(out: str | Path | None) -> Path | None:
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; choose a new folder, nothing was overwritten")
+    return folder
+
+
+def _check_arguments(
+    epochs: int | None,
+    steps: int | None,
+    lr: float,
+    clip_norm: float | None,
+    early_stopping: int | None,
+    inference_steps: int,
+    step_mode: str,
+) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError("say how long to train: give either epochs or steps")
+    whole = {"epochs": epochs, "steps": steps, "early_stopping": early_stopping, "inference_steps": inference_steps}
+    for name, value in whole.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    for name, number in {"lr": lr, "clip_norm": clip_norm}.items():
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be positive, got {number!r}")
+    if step_mode not in ("auto", "eager", "traced"):
+        raise ValueError(f"step_mode must be 'auto', 'eager' or 'traced', got {step_mode!r}")

@@ -1,0 +1,269 @@
+"""The log weights of a pair, per datum: one matrix that every objective and estimator reduces.
+
+For z_k drawn from the guide q(z | x), log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x), in nats,
+one row per particle and one column per datum: shape (K, B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pvae.params import called_modules, private_store, seeded
+from pvae.sites import Batch, Plate, Site, as_batch, data_plate, plate_nesting, random_sites
+
+__all__ = ["Layout", "LogWeights", "PairRun", "log_weights", "read_layout", "run_pair"]
+
+Stochastic = Callable[..., Any]
+_PARTICLES = "_pvae_particles"
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """Log weights and their parts, each (K, B), in nats: `values = log_likelihood + log_prior - log_guide`."""
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_guide: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (K, B)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def num_samples(self) -> int:
+        """K."""
+        return self.log_likelihood.shape[0]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to run a pair with K particles.
+
+    `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
+    nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
+    """
+
+    nesting: int
+    vectorizes: bool
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One run of the guide, then of the model on the guide's draws."""
+
+    guide: dict[str, Site]
+    model: dict[str, Site]
+    num_samples: int
+    num_data: int
+    nesting: int
+    guide_plate: Plate | None
+    model_plate: Plate
+
+    def log_weights(self) -> LogWeights:
+        """Unscaled weights: no plate scale, no `poutine.scale` and no subsampling mask takes part."""
+        return self._collect(_log_prob)
+
+    def scaled_log_weights(self) -> LogWeights:
+        """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
+        data_scale = self.data_scale
+        return self._collect(
+            lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / data_scale)
+        )
+
+    @property
+    def data_scale(self) -> Any:
+        """N / B of a subsampling plate over the data, 1 for a plain plate."""
+        frames = next(iter(self.model.values()))["cond_indep_stack"]
+        return next(f.full_size / f.size for f in frames if f.name == self.model_plate.name and f.size)
+
+    def kl(self) -> Tensor:
+        """KL(q(z | x) || p(z)) summed over latent sites, (K, B): closed form where torch knows one.
+
+        A site without a closed form contributes its sampled log q - log p, as in `TraceMeanField_ELBO`.
+        """
+        data_scale = self.data_scale
+        terms = []
+        for name, site in self.guide.items():
+            scale = site["scale"] / data_scale
+            prior = self.model.get(name)
+            if prior is None:
+                terms.append(scale_and_mask(_log_prob(site, None), scale))
+                continue
+            try:
+                divergence = kl_divergence(site["fn"], prior["fn"])
+                terms.append(scale_and_mask(divergence, scale, site["mask"]))
+            except NotImplementedError:
+                log_prior = scale_and_mask(_log_prob(prior, None), prior["scale"] / data_scale)
+                terms.append(scale_and_mask(_log_prob(site, None), scale) - log_prior)
+        return self._sum(terms, self.guide_plate)
+
+    def _collect(self, log_prob: Callable[[Site, Any], Tensor]) -> LogWeights:
+        prior, likelihood = [], []
+        mask = _shared_mask(self.model)
+        for site in self.model.values():
+            (likelihood if site["is_observed"] else prior).append(log_prob(site, mask))
+        log_prior = self._sum(prior, self.model_plate)
+        if self.guide_plate is None:
+            log_guide = log_prior
+        else:
+            mask = _shared_mask(self.guide)
+            log_guide = self._sum([log_prob(site, mask) for site in self.guide.values()], self.guide_plate)
+        return LogWeights(self._sum(likelihood, self.model_plate), log_prior, log_guide)
+
+    def _sum(self, log_probs: list[Tensor], plate: Plate | None) -> Tensor:
+        """Sum sites, and within a site every plate but particles and data: (K, B)."""
+        device = next(iter(self.model.values()))["value"].device
+        total = torch.zeros((), device=device)
+        for log_prob in log_probs:
+            lead = self.nesting - log_prob.dim()
+            full = log_prob.reshape((1,) * lead + log_prob.shape) if lead > 0 else log_prob
+            inner = [dim for dim in range(-self.nesting, 0) if plate is None or dim != plate.dim]
+            total = total + (full.sum(inner) if inner else full).reshape(-1, self.num_data)
+        return total.expand(self.num_samples, self.num_data)
+
+
+def log_weights(
+    model: Stochastic, guide: Stochastic | None, batch: Tensor | tuple[Tensor, ...], num_samples: int
+) -> LogWeights:
+    """Draw `num_samples` particles per datum from the guide and weigh them: log p(x, z) - log q(z | x).
+
+    A `guide` of None proposes from the model's own prior. Gradients flow to the parameters of the pair,
+    the draws come from torch's global generator, and nets are in the mode (train or eval) they are in.
+
+    Returns: `LogWeights` with parts of shape (K, B), in nats.
+    Raises: ValueError if `num_samples` < 1 or the pair breaks the contract.
+    """
+    check_num_samples(num_samples)
+    arguments = as_batch(batch)
+    with private_store(model, guide):
+        layout = read_layout(model, guide, arguments, num_samples)
+        return run_pair(model, guide, arguments, num_samples, layout).log_weights()
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raise ValueError unless `num_samples` is an integer of at least 1."""
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}; try 1000")
+
+
+def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int) -> Layout:
+    """Find out from a trial run how to run the pair with `num_samples` particles.
+
+    Whether the nets take a particle dim is tried, and the numbers compared with those of copied batches:
+    a net that silently mixes dims would otherwise give wrong weights.
+    """
+    with torch.no_grad(), seeded(0, batch[0].device), called_modules():
+        guide_trace, model_trace = _traces(model, guide, batch)
+        nesting = max(plate_nesting(guide_trace), plate_nesting(model_trace))
+        if num_samples == 1:
+            return Layout(nesting, vectorizes=True)
+        return Layout(nesting, vectorizes=_vectorizes(model, guide, batch, nesting))
+
+
+def run_pair(
+    model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int, layout: Layout
+) -> PairRun:
+    """Run the guide, then the model on its draws, with K particles; call inside a param store of your choice.
+
+    Raises: ValueError if a site lies outside the data plate.
+    """
+    num_data, nesting = len(batch[0]), layout.nesting
+    if num_samples == 1:
+        guide_trace, model_trace = _traces(model, guide, batch)
+    elif layout.vectorizes:
+        with pyro.plate(_PARTICLES, num_samples, dim=-1 - nesting):
+            guide_trace, model_trace = _traces(model, guide, batch)
+    else:
+        guide_trace, model_trace = _traces(model, guide, _copies(batch, num_samples))
+    rows = num_data if layout.vectorizes else num_data * num_samples
+    guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
+    missing, extra = unmatched_sites(guide_sites, model_sites)
+    if guide is not None and (missing or extra):
+        raise ValueError(
+            f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
+            "sample exactly the model's latent sites in the guide"
+        )
+    return PairRun(
+        guide=guide_sites,
+        model=model_sites,
+        num_samples=num_samples,
+        num_data=num_data,
+        nesting=nesting,
+        guide_plate=data_plate(guide_trace, rows, besides=_PARTICLES) if guide_sites else None,
+        model_plate=data_plate(model_trace, rows, besides=_PARTICLES),
+    )
+
+
+def unmatched_sites(guide: dict[str, Site], model: dict[str, Site]) -> tuple[list[str], list[str]]:
+    """Latent sites that the guide lacks, and guide sites that the model does not have as latents."""
+    latent = {name for name, site in model.items() if not site["is_observed"]}
+    missing = [name for name in model if name in latent and name not in guide]
+    extra = [
+        name for name, site in guide.items() if name not in latent and not site["infer"].get("is_auxiliary")
+    ]
+    return missing, extra
+
+
+def _traces(
+    model: Stochastic, guide: Stochastic | None, batch: Batch
+) -> tuple[poutine.Trace, poutine.Trace]:
+    guide_trace = poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    return guide_trace, model_trace
+
+
+def _copies(batch: Batch, num_samples: int) -> Batch:
+    """The batch K times over along dim 0: row k * B + b is datum b."""
+    return tuple(part.repeat(num_samples, *(1,) * (part.dim() - 1)) for part in batch)
+
+
+def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, nesting: int) -> bool:
+    num_samples, num_data = 2, len(batch[0])
+    try:
+        wide = run_pair(model, guide, batch, num_samples, Layout(nesting, True))
+        weights = wide.log_weights()
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    latents = {name: site for name, site in wide.model.items() if not site["is_observed"]}
+    draws = {}
+    for name, site in latents.items():
+        value, event_dim = site["value"], site["fn"].event_dim
+        data_dim = wide.model_plate.dim - event_dim
+        lead = value.dim() - nesting - event_dim
+        if lead < 1:
+            return False
+        value = value.movedim(0, data_dim - 1)
+        draws[name] = value.flatten(data_dim - 1, data_dim)
+    try:
+        long = run_pair(
+            poutine.condition(model, draws), None, _copies(batch, num_samples), 1, Layout(nesting, True)
+        )
+    except (RuntimeError, ValueError, IndexError):
+        return True
+    total = long.log_weights().log_likelihood.reshape(num_samples, num_data)
+    return torch.allclose(weights.log_likelihood + weights.log_prior, total, rtol=1e-3, atol=1e-3)
+
+
+def _shared_mask(sites: dict[str, Site]) -> Any:
+    """The mask that every site of a trace carries: it leaves out data, not terms, so log p(x) ignores it."""
+    masks = [site["mask"] for site in sites.values()]
+    first = masks[0] if masks else None
+    return first if all(mask is first for mask in masks) else None
+
+
+def _log_prob(site: Site, shared_mask: Any) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"])
+    mask = site["mask"]
+    if mask is None or mask is shared_mask:
+        return log_prob
+    return scale_and_mask(log_prob, mask=mask)

@@ -1,0 +1,16 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of real data files: PVAE_DATA_ROOT, or shared/data beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("PVAE_DATA_ROOT", beside))
+    if not root.is_dir():
+        pytest.skip(f"no real data in {root}: set PVAE_DATA_ROOT to the folder that holds them")
+    return root
