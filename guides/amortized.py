@@ -41,9 +41,11 @@ class Encoder(nn.Module):
         if net is None:
             width = sum(part[0].numel() for part in batch)
             self.net: Callable[..., Tensor] = MLP(width, hidden[:-1], hidden[-1])
-            self.default, features, self.last = True, hidden[-1], nn.Tanh()
+            self.default, features = True, hidden[-1]
+            self.last: nn.Module = nn.Tanh()
         else:
-            self.net, self.default, self.last = net, False, nn.Identity()
+            self.net, self.default = net, False
+            self.last = nn.Identity()
             with torch.no_grad():
                 features = net(*batch).shape[-1]
         self.head = nn.Linear(features, num_outputs)

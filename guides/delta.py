@@ -15,7 +15,7 @@ __all__ = ["Delta"]
 
 
 class Delta(nn.Module):
-    """q(z | x) puts all mass on z = encoder(x), for every latent site.
+    """A point: q(z | x) puts all mass on z = encoder(x), for every latent site.
 
     Under `ELBO(beta=0)` this trains the plain autoencoder, under `ELBO()` the penalised one whose codes are
     maximum a posteriori. A point has no density, so it gives no estimate of log p(x).

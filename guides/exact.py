@@ -11,7 +11,9 @@ __all__ = ["Exact"]
 
 
 class Exact(nn.Module):
-    """q(z | x) = p(z | x), in closed form; has no parameters but the model's, so every log weight is log p(x).
+    """The exact posterior of `LinearGaussian`, q(z | x) = p(z | x): every log weight is log p(x).
+
+    It has no parameters but the model's.
 
     Raises: ValueError for a model other than `LinearGaussian`.
     """

@@ -18,7 +18,7 @@ __all__ = ["FullCovariance"]
 
 
 class FullCovariance(nn.Module):
-    """q(z | x) = N(z | loc(x), L(x) L(x)') over all latent sites together, carried to each site's support.
+    """One Gaussian over all latent sites: q(z | x) = N(z | loc(x), L(x) L(x)'), carried to each support.
 
     The encoder gives loc and the lower triangle of L, whose diagonal is made positive. Several sites share one L:
     with z = loc + L e, a site given the sites before it is Gaussian with loc + sum_j L_ij e_j and scale L_ii.
@@ -55,7 +55,7 @@ class FullCovariance(nn.Module):
         pyro.module("full_covariance", self)
         loc, triangle = self.encoder(*batch).split([self.dim, self.dim * (self.dim + 1) // 2], -1)
         factor = self._factor(triangle)
-        start, noise = 0, loc.new_zeros(loc.shape[:-1] + (0,))
+        start, noise = 0, loc.new_zeros((*loc.shape[:-1], 0))
         with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
             for site in self.sites:
                 shape = free_shape(site)
@@ -64,7 +64,7 @@ class FullCovariance(nn.Module):
                 block = factor[..., start:stop, start:stop]
                 base: dist.TorchDistribution = dist.MultivariateNormal(mean, scale_tril=block)
                 if len(shape) != 1:
-                    base = dist.TransformedDistribution(base, [ReshapeTransform((stop - start,), shape)])
+                    base = dist.TransformedDistribution(base, [ReshapeTransform(torch.Size([stop - start]), shape)])
                 z = pyro.sample(site.name, constrained(base, site.support))
                 if stop < self.dim:
                     free = biject_to(site.support).inv(z)

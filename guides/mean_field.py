@@ -15,7 +15,7 @@ __all__ = ["MeanField"]
 
 
 class MeanField(nn.Module):
-    """q(z | x) = prod_d N(z_d | loc_d(x), scale_d(x)^2) for every latent site, carried to the site's support.
+    """Independent Gaussians: q(z | x) = prod_d N(z_d | loc_d(x), scale_d(x)^2) carried to each site's support.
 
     Args:
         model: any model within the contract; its latent sites are read from one run.

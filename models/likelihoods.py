@@ -19,7 +19,7 @@ __all__ = ["Bernoulli", "Categorical", "Gaussian"]
 
 
 class Bernoulli(nn.Module):
-    """p(x | z) = prod_d Bernoulli(x_d | sigmoid(logits_d)), for x in {0, 1}."""
+    """Binary values: p(x | z) = prod_d Bernoulli(x_d | sigmoid(logits_d)), for x in {0, 1}."""
 
     num_parameters = 1
 
@@ -33,7 +33,7 @@ class Bernoulli(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """p(x | z) = prod_d N(x_d | loc_d, scale^2), for real x, with a floor on the scale.
+    """Real values: p(x | z) = prod_d N(x_d | loc_d, scale^2), with a floor on the scale.
 
     Without a floor the likelihood of a learned scale has no upper bound (Mattei and Frellsen 2018).
 
@@ -77,7 +77,7 @@ class Gaussian(nn.Module):
 
 
 class Categorical(nn.Module):
-    """p(x | z) = prod_d Categorical(x_d | softmax(logits_d)), for whole numbers 0 ... num_categories - 1.
+    """Categories 0 ... num_categories - 1: p(x | z) = prod_d Categorical(x_d | softmax(logits_d)).
 
     Raises: ValueError for fewer than 2 categories.
     """

@@ -13,7 +13,7 @@ __all__ = ["LinearGaussian"]
 
 
 class LinearGaussian(nn.Module):
-    """z ~ N(0, I_L), x | z ~ N(W z + mu, s2 I_D).
+    """Probabilistic PCA: z ~ N(0, I_L), x | z ~ N(W z + mu, s2 I_D).
 
     Args:
         x_dim: D.

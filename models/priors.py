@@ -10,7 +10,7 @@ __all__ = ["StandardNormal"]
 
 
 class StandardNormal(nn.Module):
-    """p(z) = N(0, I) over `latent_dim` dimensions."""
+    """The standard normal prior, p(z) = N(0, I) over `latent_dim` dimensions."""
 
     zero: Tensor
 

@@ -15,7 +15,7 @@ __all__ = ["VAE"]
 
 
 class VAE(nn.Module):
-    """p(z) p(x | z) with p(x | z) = likelihood(decoder(z)).
+    """The VAE's generative half, p(z) p(x | z) with p(x | z) = likelihood(decoder(z)).
 
     Args:
         x_shape: shape of one datum, such as (1, 28, 28).
@@ -51,8 +51,10 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch x (B, *x_shape); returns the observed x."""
         if tuple(x.shape[1:]) != self.x_shape:
-            raise ValueError(f"VAE expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
-                             f"{tuple(x.shape)}; reshape the data or build the model with their shape")
+            raise ValueError(
+                f"VAE expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
+                f"{tuple(x.shape)}; reshape the data or build the model with their shape"
+            )
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())

@@ -121,7 +121,9 @@ def _matching(guide: dict[str, Site], model: dict[str, Site]) -> list[Finding]:
         shapes = [tuple(site[name]["fn"].event_shape) for site in (guide, model)]
         if shapes[0] != shapes[1]:
             fix = "build the guide for this model, with the same to_event"
-            findings.append(Finding(f"site '{name}'", f"has event shape {shapes[0]} in the guide, {shapes[1]} in the model", fix))
+            findings.append(
+                Finding(f"site '{name}'", f"has event shape {shapes[0]} in the guide, {shapes[1]} in the model", fix)
+            )
     return findings
 
 
@@ -155,7 +157,7 @@ def _support(name: str, site: Site) -> list[Finding]:
         base = base.base_dist
     likelihood = type(base).__name__
     low, high = value.min().item(), value.max().item()
-    grey = likelihood == "Bernoulli" and 0 <= low and high <= 1
+    grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
     fix = (
         "binarise the data (binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for "
         "grey values (pyro's ContinuousBernoulli, or Gaussian)"

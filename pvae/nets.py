@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvDecoder", "ConvEncoder", "GatedMLP", "MLP", "init_output_bias"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "init_output_bias"]
 
 Shape = int | Sequence[int]
 
@@ -36,7 +37,7 @@ class MLP(nn.Module):
         self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
         widths = [math.prod(self.in_shape), *hidden]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
 
@@ -58,7 +59,7 @@ class GatedMLP(nn.Module):
         self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
         widths = [math.prod(self.in_shape), *hidden]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
 
@@ -84,7 +85,7 @@ class ConvEncoder(nn.Module):
         sizes = _stages(self.in_shape, len(channels))
         widths = [self.in_shape[0], *channels]
         stages: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in itertools.pairwise(widths):
             stages += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.ReLU()]
         features = widths[-1] * math.prod(sizes[-1])
         self.layers = nn.Sequential(*stages, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
@@ -115,9 +116,9 @@ class ConvDecoder(nn.Module):
         widths = [*channels, image[0]]
         coarse = (channels[0], *sizes[-1])
         stages: list[nn.Module] = [nn.Linear(in_features, math.prod(coarse)), nn.Unflatten(-1, coarse)]
-        for stage, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for stage, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             small, large = sizes[-1 - stage], sizes[-2 - stage]
-            odd = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
+            odd = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
             stages += [
                 nn.ReLU(),
                 nn.ConvTranspose2d(width_in, width_out, 3, stride=2, padding=1, output_padding=odd),
@@ -141,6 +142,7 @@ def init_output_bias(net: nn.Module, mean: Tensor, least: float = 1e-3) -> None:
     Args:
         net: a net whose last layer has a bias.
         mean: mean of the data, of the shape of one datum.
+        least: how far from 0 and 1 the mean is kept.
 
     Raises: ValueError if the net has no such layer or its width does not fit the mean.
     """

@@ -154,7 +154,7 @@ def _home(*functions: Stochastic | None) -> torch.device:
         cells = getattr(function, "__closure__", None) or ()
         holders = [function, getattr(function, "__self__", None), *(cell.cell_contents for cell in cells)]
         names = getattr(getattr(function, "__code__", None), "co_names", ())
-        holders += [function.__globals__.get(name) for name in names] if names else []
+        holders += [getattr(function, "__globals__", {}).get(name) for name in names]
         for holder in holders:
             if isinstance(holder, nn.Module):
                 for tensor in holder.parameters():
@@ -165,11 +165,10 @@ def _home(*functions: Stochastic | None) -> torch.device:
 def _leaves_of(function: Stochastic, batch: Batch) -> dict[str, Tensor]:
     with poutine.trace(param_only=True) as run:
         function(*batch)
-    sites = ((name, site) for name, site in run.trace.nodes.items() if site["type"] == "param")
+    values: dict[str, Any] = {name: site["value"] for name, site in run.trace.nodes.items() if site["type"] == "param"}
     leaves: dict[str, Tensor] = {}
-    for name, site in sites:
-        value = site["value"]
-        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+    for name, value in values.items():
+        leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
         if all(leaf is not other for other in leaves.values()):
             leaves[name] = leaf
     return leaves
@@ -200,8 +199,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator
     store = pyro.get_param_store()
     outer = store.get_state()
     bare = {
-        name: (leaf.detach().clone().requires_grad_(), constraint)
-        for name, (leaf, constraint) in _bare(outer).items()
+        name: (leaf.detach().clone().requires_grad_(), constraint) for name, (leaf, constraint) in _bare(outer).items()
     }
     owners = [_owner(function) for function in functions if function is not None]
     for owner in reversed(owners):

@@ -17,7 +17,7 @@ from pvae.params import called_modules, private_store, seeded
 __all__ = ["LatentSite", "Plate", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
 
 Batch = tuple[Tensor, ...]
-Site = dict[str, Any]
+Site = Any
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,7 @@ class PairRun:
     def scaled_log_weights(self) -> LogWeights:
         """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
         data_scale = self.data_scale
-        return self._collect(
-            lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / data_scale)
-        )
+        return self._collect(lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / data_scale))
 
     @property
     def data_scale(self) -> Any:
@@ -108,7 +106,8 @@ class PairRun:
         return self._sum(terms, self.guide_plate)
 
     def _collect(self, log_prob: Callable[[Site, Any], Tensor]) -> LogWeights:
-        prior, likelihood = [], []
+        prior: list[Tensor] = []
+        likelihood: list[Tensor] = []
         mask = _shared_mask(self.model)
         for site in self.model.values():
             (likelihood if site["is_observed"] else prior).append(log_prob(site, mask))
@@ -170,9 +169,7 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
         return Layout(nesting, vectorizes=_vectorizes(model, guide, batch, nesting))
 
 
-def run_pair(
-    model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int, layout: Layout
-) -> PairRun:
+def run_pair(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int, layout: Layout) -> PairRun:
     """Run the guide, then the model on its draws, with K particles; call inside a param store of your choice.
 
     Raises: ValueError if a site lies outside the data plate.
@@ -208,15 +205,11 @@ def unmatched_sites(guide: dict[str, Site], model: dict[str, Site]) -> tuple[lis
     """Latent sites that the guide lacks, and guide sites that the model does not have as latents."""
     latent = {name for name, site in model.items() if not site["is_observed"]}
     missing = [name for name in model if name in latent and name not in guide]
-    extra = [
-        name for name, site in guide.items() if name not in latent and not site["infer"].get("is_auxiliary")
-    ]
+    extra = [name for name, site in guide.items() if name not in latent and not site["infer"].get("is_auxiliary")]
     return missing, extra
 
 
-def _traces(
-    model: Stochastic, guide: Stochastic | None, batch: Batch
-) -> tuple[poutine.Trace, poutine.Trace]:
+def _traces(model: Stochastic, guide: Stochastic | None, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
     guide_trace = poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
     return guide_trace, model_trace
@@ -245,9 +238,7 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, nesti
         value = value.movedim(0, data_dim - 1)
         draws[name] = value.flatten(data_dim - 1, data_dim)
     try:
-        long = run_pair(
-            poutine.condition(model, draws), None, _copies(batch, num_samples), 1, Layout(nesting, True)
-        )
+        long = run_pair(poutine.condition(model, draws), None, _copies(batch, num_samples), 1, Layout(nesting, True))
     except (RuntimeError, ValueError, IndexError):
         return True
     total = long.log_weights().log_likelihood.reshape(num_samples, num_data)

@@ -206,9 +206,7 @@ def test_names_and_unknown_names():
 def test_import_stays_light():
     code = "import sys, pvae.data; print([m for m in ('sklearn', 'torchvision') if m in sys.modules])"
     repository = Path(__file__).resolve().parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -325,9 +323,7 @@ LINES = np.random.RandomState(0).randint(0, 2, (5, 4))
 AMAT = b"".join(b" ".join(b"%d" % v for v in row) + b"\n" for row in LINES)
 
 
-@pytest.mark.parametrize(
-    "text", [AMAT, AMAT[:-1], AMAT.replace(b"\n", b" \n"), AMAT.replace(b"\n", b"\r\n")], ids=repr
-)
+@pytest.mark.parametrize("text", [AMAT, AMAT[:-1], AMAT.replace(b"\n", b" \n"), AMAT.replace(b"\n", b"\r\n")], ids=repr)
 def test_amat_line_ends(tmp_path, text):
     plain, zipped = tmp_path / "x.amat", tmp_path / "x.amat.gz"
     plain.write_bytes(text)
@@ -373,14 +369,10 @@ def test_binarized_mnist_names_the_wrong_file(tmp_path, folder):
     (base / "binarized_mnist_train.amat").write_bytes(b"0 1\n")
     (base / "binarized_mnist_valid.amat.gz").write_bytes(b"")
     message = error_of(data.load, "binarized_mnist", tmp_path)
-    assert all(
-        word in message for word in ["binarized_mnist_test.amat", ".gz", str(tmp_path), "cannot download"]
-    )
+    assert all(word in message for word in ["binarized_mnist_test.amat", ".gz", str(tmp_path), "cannot download"])
     (base / "binarized_mnist_test.amat").write_bytes(b"")
     message = error_of(data.load, "binarized_mnist", tmp_path)
-    assert all(
-        word in message for word in ["binarized_mnist_train.amat", "50000 lines of 784", "got 1 lines"]
-    )
+    assert all(word in message for word in ["binarized_mnist_train.amat", "50000 lines of 784", "got 1 lines"])
 
 
 # --- Frey faces

@@ -49,7 +49,5 @@ def _wrong(path: Path, text: bytes, num: int, width: int) -> ValueError:
         values = line.split()
         if len(values) != width or not set(values) <= {b"0", b"1"}:
             what = f"{len(values)} values" if len(values) != width else "other values"
-            return ValueError(
-                f"{expected}, got {len(lines)} lines, line {number} with {what}: get the file again"
-            )
+            return ValueError(f"{expected}, got {len(lines)} lines, line {number} with {what}: get the file again")
     return ValueError(f"{expected}, single spaces between, got {len(lines)} lines: get the file again")

@@ -46,9 +46,7 @@ class Batches:
             self._parts = tuple(_checked(part) for part in parts)
             lengths = {len(part) for part in self._parts}
             if len(lengths) != 1:
-                raise ValueError(
-                    f"the parts of a batch hold {sorted(lengths)} data; give all the same length"
-                )
+                raise ValueError(f"the parts of a batch hold {sorted(lengths)} data; give all the same length")
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -105,9 +103,7 @@ class Batches:
 
 def _split(dataset: DataSet, split: str) -> Tensor:
     if split not in dataset.splits:
-        raise ValueError(
-            f"data set '{dataset.name}' has no {split} split, only {list(dataset.splits)}; give one"
-        )
+        raise ValueError(f"data set '{dataset.name}' has no {split} split, only {list(dataset.splits)}; give one")
     return dataset.splits[split]
 
 
@@ -128,7 +124,6 @@ def _checked(part: Any) -> Tensor:
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; "
-                "drop or impute them"
+                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; drop or impute them"
             )
     return part

@@ -50,7 +50,6 @@ def _as_binary(dataset: DataSet, how: Binarization, change: Callable[[Tensor], T
 def _draw(intensities: Tensor, random: np.random.RandomState) -> Tensor:
     # In blocks, because a float64 uniform for every pixel of MNIST at once takes 350 MB.
     blocks = [
-        torch.from_numpy(random.random_sample(tuple(block.shape))) < block.cpu()
-        for block in intensities.split(4096)
+        torch.from_numpy(random.random_sample(tuple(block.shape))) < block.cpu() for block in intensities.split(4096)
     ]
     return torch.cat(blocks).to(intensities)

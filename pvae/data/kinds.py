@@ -54,22 +54,16 @@ def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
     Raises ValueError if they are not a non-empty tensor of finite numbers within the range of `kind`.
     """
     if not isinstance(values, Tensor):
-        raise ValueError(
-            f"{where} must be a torch Tensor, got {type(values).__name__}: use torch.as_tensor(...)"
-        )
+        raise ValueError(f"{where} must be a torch Tensor, got {type(values).__name__}: use torch.as_tensor(...)")
     if values.ndim == 0 or values.numel() == 0:
         raise ValueError(
             f"{where} must be a non-empty (N, *shape), got {tuple(values.shape)}: give it data"
             + ("" if where.endswith("train") else " or leave the split out (None)")
         )
     if values.is_complex() or values.is_quantized:
-        raise ValueError(
-            f"{where} must have a floating or integer dtype, got {values.dtype}: convert it first"
-        )
+        raise ValueError(f"{where} must have a floating or integer dtype, got {values.dtype}: convert it first")
     if kind == "categorical" and values.is_floating_point():
-        raise ValueError(
-            f"{where} of kind 'categorical' must have an integer dtype, got {values.dtype}: use .long()"
-        )
+        raise ValueError(f"{where} of kind 'categorical' must have an integer dtype, got {values.dtype}: use .long()")
     if kind == "categorical":
         values = values.to(torch.int64)
     elif not values.is_floating_point():

@@ -43,12 +43,7 @@ def load_torchvision(name: str, class_name: str, root: str | Path | None, downlo
 
 
 def _missing(folder: Path) -> list[str]:
-    return [
-        file
-        for images, labels, _ in _FILES.values()
-        for file in (images, labels)
-        if not (folder / file).is_file()
-    ]
+    return [file for images, labels, _ in _FILES.values() for file in (images, labels) if not (folder / file).is_file()]
 
 
 def _download(name: str, class_name: str, folder: Path) -> None:
@@ -85,9 +80,7 @@ def _parsed(path: Path, reader: Callable[[str], Tensor], shape: tuple[int, ...])
         values = reader(str(path))
     # torchvision's reader meets a damaged file with asserts and whatever its parsing trips over.
     except Exception as error:
-        raise ValueError(
-            f"{expected}, got a file of {path.stat().st_size} that cannot be read: {fix}"
-        ) from error
+        raise ValueError(f"{expected}, got a file of {path.stat().st_size} that cannot be read: {fix}") from error
     if values.shape != shape:
         raise ValueError(f"{expected}, got {'x'.join(map(str, values.shape))}: {fix}")
     return values

@@ -36,9 +36,7 @@ def load_file(path: Path) -> DataSet:
     if "" in tensors:
         train, valid, test = fixed_split(tensors[""], tenths(len(tensors[""]), str(path)))
         return DataSet(path.name, train, valid, test, kind=_infer_kind(tensors))
-    return DataSet(
-        path.name, tensors["train"], tensors.get("valid"), tensors.get("test"), kind=_infer_kind(tensors)
-    )
+    return DataSet(path.name, tensors["train"], tensors.get("valid"), tensors.get("test"), kind=_infer_kind(tensors))
 
 
 def _read_numpy(path: Path) -> dict[str, Array]:
@@ -85,10 +83,7 @@ def _as_images(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not all(x.dtype == torch.uint8 and x.ndim >= 3 for x in tensors.values()):
         return {key: x.to(torch.float32) for key, x in tensors.items()}
     scale = 255 if max(int(x.max()) for x in tensors.values()) > 1 else 1
-    return {
-        key: (x.unsqueeze(1) if x.ndim == 3 else x).to(torch.float32).div_(scale)
-        for key, x in tensors.items()
-    }
+    return {key: (x.unsqueeze(1) if x.ndim == 3 else x).to(torch.float32).div_(scale) for key, x in tensors.items()}
 
 
 def _infer_kind(tensors: dict[str, Tensor]) -> Kind:

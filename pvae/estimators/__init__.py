@@ -2,4 +2,3 @@
 
 from pvae.estimators.importance import ImportanceSampling as ImportanceSampling
 from pvae.estimators.importance import PriorSampling as PriorSampling
-from pvae.estimators.stream import Estimate as Estimate

@@ -18,7 +18,7 @@ _ROWS_AT_ONCE = 10_000
 
 
 class ImportanceSampling:
-    """log p(x) ~= log 1/K sum_k p(x, z_k) / q(z_k | x), z_k from the guide; a lower bound in expectation.
+    """Proposals from the guide: log p(x) ~= log 1/K sum_k p(x, z_k) / q(z_k | x), low in expectation.
 
     Args:
         num_samples: K, honoured exactly whatever the chunks.
@@ -60,7 +60,7 @@ class ImportanceSampling:
 
 
 class PriorSampling(ImportanceSampling):
-    """log p(x) ~= log 1/K sum_k p(x | z_k), z_k from the model's own prior; needs no guide.
+    """Proposals from the prior: log p(x) ~= log 1/K sum_k p(x | z_k); needs no guide.
 
     Unbiased for p(x), a lower bound for log p(x) in expectation, and hopeless once the posterior is far
     from the prior: the k-hat of each datum shows it.

@@ -86,7 +86,7 @@ class LogMarginal:
             "mc_standard_error": self.mc_standard_error,
             "median_ess": self.ess.median().item(),
             "median_khat": self.khat.nanmedian().item(),
-            "max_khat": self.khat.nan_to_num(nan=-math.inf).max().item(),
+            "max_khat": max((k for k in self.khat.tolist() if not math.isnan(k)), default=math.nan),
             "khat_threshold": self.khat_threshold,
             "fraction_untrusted": self.fraction_untrusted,
             "num_samples": self.num_samples,
@@ -135,10 +135,10 @@ def log_marginal(
             for batch in bar.track(source.epoch(), "log p(x)", len(source)):
                 estimates.append(estimator.estimate(model, guide, batch))
     return LogMarginal(
-        *(
-            torch.cat([getattr(part, name) for part in estimates])
-            for name in ("values", "mc_standard_errors", "ess", "khat")
-        ),
+        values=torch.cat([part.values for part in estimates]),
+        mc_standard_errors=torch.cat([part.mc_standard_errors for part in estimates]),
+        ess=torch.cat([part.ess for part in estimates]),
+        khat=torch.cat([part.khat for part in estimates]),
         num_samples=estimator.num_samples,
         bound=estimator.bound,
         data=source.describe(),

@@ -13,7 +13,7 @@ __all__ = ["ELBO"]
 
 
 class ELBO(Objective):
-    """ELBO(x) = E_q[log p(x | z)] - KL(q(z | x) || p(z)) <= log p(x), a mean over `num_samples` particles.
+    """The evidence lower bound, E_q[log p(x | z)] - KL(q(z | x) || p(z)) <= log p(x), from K particles.
 
     With `kl="sampled"` the KL is the mean of log q - log p over the same draws, equal to `Trace_ELBO`;
     with `kl="analytic"` each site uses the closed form where torch knows one, equal to `TraceMeanField_ELBO`.

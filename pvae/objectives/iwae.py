@@ -13,7 +13,7 @@ __all__ = ["IWAE"]
 
 
 class IWAE(Objective):
-    """IWAE_K(x) = E log 1/K sum_k w_k, between the ELBO (K = 1) and log p(x) (K without limit).
+    """The importance-weighted bound, E log 1/K sum_k w_k, between the ELBO (K = 1) and log p(x) (K without limit).
 
     The log-mean-exp is per datum; the mean over data comes after it. A KL weight multiplies
     log p(z) - log q(z | x) inside the weights.

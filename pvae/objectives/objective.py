@@ -69,7 +69,7 @@ class Objective(pyro.infer.ELBO):
         """`loss`, after adding its gradients to the parameters (what `SVI.step` calls)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

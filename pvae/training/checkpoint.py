@@ -19,7 +19,7 @@ from pvae.params import Parameters, find_parameters, private_store
 from pvae.sites import as_batch
 from pvae.training.metrics import plain
 
-__all__ = ["load", "read_config", "save", "write_run"]
+__all__ = ["amend_config", "load", "read_config", "save", "write_run"]
 
 _CONFIG, _WEIGHTS, _FORMAT = "config.json", "checkpoint.safetensors", 1
 
@@ -82,6 +82,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
+def amend_config(path: str | Path, **entries: Any) -> None:
+    """Set entries of a run folder's config, whole or not at all."""
+    config = {**read_config(path), **entries}
+    _write(Path(path) / _CONFIG, (json.dumps(plain(config), indent=2) + "\n").encode())
+
+
 def load(
     path: str | Path, model: Any = None, guide: Any = None, *, device: torch.device | str = "cpu"
 ) -> tuple[Any, Any]:
@@ -97,13 +103,14 @@ def load(
         The pair is then as it was.
     """
     config = read_config(path)
+    state = _read_weights(Path(path) / _WEIGHTS)
     if model is None or guide is None:
         if config["recipe"] is None:
             raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
+        # Recipes know the built-in models and guides, which the engine below them must not.
         from pvae.recipes import build
 
-        model, guide = build(config["recipe"])
-    state = _read_weights(Path(path) / _WEIGHTS)
+        model, guide = build(config["recipe"], model, guide)
     batch = tuple(
         torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
     )

@@ -113,9 +113,11 @@ class TracedStep:
             with self._unchanged_buffers(), seeded(0, device), torch.no_grad():
                 found = traced(*leaves, *inputs)[0]
         except Exception as error:  # whatever tracing trips over, the eager step is right
-            return self._fall_back(" ".join(str(error).split())[:200])
+            self._fall_back(" ".join(str(error).split())[:200])
+            return None
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-            return self._fall_back(f"its graph gives loss {found.item():.6g}, the pair itself {expected.item():.6g}")
+            self._fall_back(f"its graph gives loss {found.item():.6g}, the pair itself {expected.item():.6g}")
+            return None
         return traced, used
 
     def _fall_back(self, reason: str) -> None:

@@ -1,0 +1,213 @@
+"""The command line: train, logp, sample, list."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    help="Deep latent-variable models on Pyro: train a pair, estimate log p(x), draw samples.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Run = Annotated[Path, typer.Argument(help="A folder that `pvae train` wrote.", show_default=False)]
+Own = Annotated[str | None, typer.Option(help="Your own module:function or file.py:function, if the run has one.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data files.")]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")]
+
+
+def friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Show a user's mistake as one line on standard error, and exit with 2."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, FloatingPointError, OSError) as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+@app.command()
+@friendly
+def train(
+    data: Annotated[str, typer.Option(help="A name (see `pvae list`) or a path to .npy, .npz or .csv.")] = "digits",
+    data_root: Root = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is not there.")] = False,
+    binarize: Annotated[str | None, typer.Option(help="dynamic, static or threshold.")] = None,
+    model: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "vae",
+    guide: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "mean_field",
+    likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
+    objective: Annotated[str, typer.Option(help="elbo or iwae.")] = "elbo",
+    num_samples: Annotated[int | None, typer.Option(help="Particles of the objective.")] = None,
+    latent_dim: Annotated[int, typer.Option(help="Dimensions of z.")] = 8,
+    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers, encoder first.")] = "200,200",
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Data per step.")] = 100,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    schedule: Annotated[str | None, typer.Option(help="cosine, or leave out for a constant rate.")] = None,
+    step_mode: Annotated[str, typer.Option(help="auto, eager or traced.")] = "auto",
+    seed: Seed = 0,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the run; by default under runs/.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a pair, and write a run folder."""
+    import pvae
+    from pvae import recipes
+    from pvae.commands import flat_for, free_folder, objective_for, own_function, start_at_mean, widths
+    from pvae.params import seeded
+    from pvae.training.checkpoint import amend_config
+
+    dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
+    dataset = flat_for(model, dataset)
+    chosen = objective_for(objective, num_samples)
+    if schedule not in (None, "cosine"):
+        raise ValueError(f"unknown schedule {schedule!r}: the choice is cosine, or leave it out")
+    recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood)
+    with seeded(seed):
+        pair = recipes.build(recipe, own_function(model), own_function(guide))
+    start_at_mean(pair[0], dataset)
+    folder = out or free_folder(Path("runs"), f"{Path(data).stem}-{_word(model)}-{_word(guide)}")
+    result = pvae.fit(
+        *pair,
+        dataset,
+        objective=chosen,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        schedule=schedule,  # type: ignore[arg-type]
+        step_mode=step_mode,  # type: ignore[arg-type]
+        device=device or _best_device(),
+        seed=seed,
+        out=folder,
+        progress=not as_json,
+    )
+    origin = {"data": data, "data_root": str(data_root) if data_root else None, "binarize": binarize}
+    amend_config(folder, recipe={**recipe, **origin})
+    last = result.history[-1]
+    _show(
+        f"trained {folder}",
+        {
+            "run": str(folder),
+            "data": _data_words(result.data),
+            "model": model,
+            "guide": guide,
+            "objective": f"{type(chosen).__name__}({chosen.num_samples})",
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "step_mode": result.step_mode,
+            "seconds": round(last["seconds"], 2),
+            "train_bound_nats": last["train_bound"],
+            "valid_bound_nats": last["valid_bound"],
+        },
+        as_json,
+    )
+
+
+@app.command()
+@friendly
+def logp(
+    run: Run,
+    estimator: Annotated[str, typer.Option(help="importance_sampling or prior_sampling.")] = "importance_sampling",
+    samples: Annotated[int, typer.Option(help="Particles per datum (K).")] = 1000,
+    subset: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Data at once.")] = 100,
+    data_root: Root = None,
+    model: Own = None,
+    guide: Own = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate log p(x) of a run's test data, with errors and the k-hat of its weights."""
+    import pvae
+    from pvae import recipes
+    from pvae.commands import first_test_data, load_run, record_result
+
+    chosen = recipes.pick("pvae.estimators", estimator)(samples)
+    pair, dataset = load_run(run, model, guide, data_root, device or _best_device())
+    if subset is not None:
+        dataset = first_test_data(dataset, subset)
+    result = pvae.log_marginal(*pair, dataset, chosen, batch_size=batch_size, seed=seed, progress=not as_json)
+    summary = {"estimator": estimator, **result.summary()}
+    record_result(run, summary)
+    _show(f"log p(x) of {run}, nats per datum", {**summary, "data": _data_words(result.data)}, as_json)
+
+
+@app.command()
+@friendly
+def sample(
+    run: Run,
+    num: Annotated[int, typer.Option(help="How many.")] = 64,
+    data_root: Root = None,
+    model: Own = None,
+    guide: Own = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw samples and reconstruct test data; writes pictures (or arrays, for data that are no images)."""
+    from pvae.commands import draw, load_run
+
+    pair, dataset = load_run(run, model, guide, data_root, "cpu")
+    _show(f"drawn from {run}", draw(run, pair, dataset, num, seed), as_json)
+
+
+@app.command("list")
+@friendly
+def list_(as_json: Json = False) -> None:
+    """Show every model, likelihood, guide, objective, estimator and data set, one line each."""
+    from pvae.commands import catalogue
+
+    found = catalogue()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for heading, rows in found.items():
+        _show(heading, rows, as_json=False)
+
+
+def _show(title: str, rows: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        from pvae.training.metrics import plain
+
+        print(json.dumps(plain(rows)))
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(
+            name.replace("_nats", " (nats)"), f"{value:.4f}" if isinstance(value, float) else escape(str(value))
+        )
+    Console().print(table)
+
+
+def _data_words(record: dict[str, Any]) -> str:
+    split = f" {record['split']}" if "split" in record else ""
+    return f"{record['name']}{split}, binarize {record['binarize'] or 'none'}"
+
+
+def _word(name: str) -> str:
+    return name.rsplit(":", 1)[-1].replace(".", "_")
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,194 @@
+"""What the command line does between reading its options and printing a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pvae
+from pvae import recipes
+from pvae.data.dataset import DataSet
+from pvae.nets import init_output_bias
+from pvae.objectives.objective import Objective
+from pvae.training.checkpoint import load, read_config
+from pvae.training.metrics import plain
+
+__all__ = [
+    "catalogue",
+    "draw",
+    "first_test_data",
+    "flat_for",
+    "free_folder",
+    "load_run",
+    "objective_for",
+    "own_function",
+    "record_result",
+    "start_at_mean",
+    "widths",
+]
+
+
+def widths(words: str) -> tuple[int, ...]:
+    """Widths of hidden layers from "200,200".
+
+    Raises: ValueError unless they are whole numbers of at least 1, separated by commas.
+    """
+    parts = [part.strip() for part in words.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"hidden must be widths such as 200,200, got {words!r}")
+    return tuple(int(part) for part in parts)
+
+
+def objective_for(name: str, num_samples: int | None) -> Objective:
+    """The objective of that name, with its own number of particles unless one is given."""
+    cls = recipes.pick("pvae.objectives", name)
+    return cls() if num_samples is None else cls(num_samples)
+
+
+def own_function(name: str | None) -> Any:
+    """The function behind `module:function` or `file.py:function`; None for a built-in name.
+
+    Raises: ValueError if the file, module or function is not there.
+    """
+    if name is None or not recipes.is_own(name):
+        return None
+    place, _, path = name.rpartition(":")
+    try:
+        found: Any = _module_from(place)
+    except (ImportError, FileNotFoundError, SyntaxError) as error:
+        raise ValueError(f"cannot import {place}: {error}; give module:function or file.py:function") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{place} has no '{path}'; it defines {[n for n in vars(found) if n[0] != '_'][:8]}")
+        found = getattr(found, part)
+    if inspect.isclass(found) or not callable(found):
+        raise ValueError(f"{name} is not a function that takes a batch; name a Pyro function or a built module")
+    return found
+
+
+@cache
+def _module_from(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    file = Path(place).resolve()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise FileNotFoundError(f"no such file: {place}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flat_for(model: str, dataset: DataSet) -> DataSet:
+    """The data set with each datum flattened, for a built-in model that takes vectors (`x_dim`)."""
+    if recipes.is_own(model) or "x_dim" not in inspect.signature(recipes.pick("pvae.models", model)).parameters:
+        return dataset
+    flat = {name: values.flatten(1) for name, values in dataset.splits.items()}
+    return dataclasses.replace(dataset, train=flat["train"], valid=flat.get("valid"), test=flat.get("test"))
+
+
+def start_at_mean(model: Any, dataset: DataSet) -> None:
+    """Start a Bernoulli decoder at the data mean."""
+    if isinstance(getattr(model, "likelihood", None), pvae.models.likelihoods.Bernoulli):
+        init_output_bias(model.decoder, dataset.train.mean(0))
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """`parent/name`, or `parent/name-2` and so on: the first that does not exist."""
+    folder, number = parent / name, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+def load_run(
+    run: Path, model: str | None, guide: str | None, data_root: Path | None, device: str
+) -> tuple[tuple[Any, Any], DataSet]:
+    """The trained pair of a run folder, and its data set."""
+    config = read_config(run)
+    recipe = config.get("recipe")
+    if not recipe or "data" not in recipe:
+        raise ValueError(f"{run} was not written by `pvae train`; load it in Python with pvae.load(path, model, guide)")
+    for role, given in (("model", model), ("guide", guide)):
+        if given is None and recipes.is_own(recipe[role]):
+            raise ValueError(f"the {role} of {run} is your own code; name it again with --{role} {recipe[role]}")
+    pair = load(run, own_function(model), own_function(guide), device=device)
+    root = data_root or recipe["data_root"]
+    dataset = pvae.data.load(recipe["data"], root=root, binarize=recipe["binarize"])
+    return pair, flat_for(recipe["model"], dataset)
+
+
+def first_test_data(dataset: DataSet, num: int) -> DataSet:
+    """The data set with only the first `num` test data."""
+    if num < 1 or dataset.test is None:
+        raise ValueError(f"subset must be at least 1, of a data set with a test split, got {num}")
+    return dataclasses.replace(dataset, test=dataset.test[:num], labels=None)
+
+
+def record_result(run: Path, summary: dict[str, Any]) -> None:
+    """Append a result to the run's results.jsonl."""
+    with (run / "results.jsonl").open("a") as file:
+        file.write(json.dumps(plain(summary)) + "\n")
+
+
+def draw(run: Path, pair: tuple[Any, Any], dataset: DataSet, num: int, seed: int) -> dict[str, Any]:
+    """Samples, and test data above their reconstructions, as PNG (image data) or NPY; returns what was written."""
+    test = dataset.test if dataset.test is not None else dataset.train
+    shown = dataset.observe(test[: min(num, len(test))], torch.Generator().manual_seed(seed))
+    drawn = pvae.sample(pair[0], num, like=shown[:1], mean=True, seed=seed)
+    rebuilt = pvae.reconstruct(*pair, shown, seed=seed)
+    site = next(iter(rebuilt))
+    samples, copies = drawn[site], rebuilt[site].reshape(shown.shape)
+    if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3):
+        files = {"samples": run / "samples.npy", "reconstructions": run / "reconstructions.npy"}
+        np.save(files["samples"], samples.numpy())
+        np.save(files["reconstructions"], torch.stack([shown, copies], 1).numpy())
+        return {name: str(file) for name, file in files.items()}
+    columns = max(1, round(num**0.5))
+    rows = zip(shown.split(columns), copies.split(columns), strict=True)
+    files = {"samples": run / "samples.png", "reconstructions": run / "reconstructions.png"}
+    _save_grid(samples.reshape(num, *dataset.shape), files["samples"], columns)
+    _save_grid(torch.cat([part for pair in rows for part in pair]), files["reconstructions"], columns)
+    return {name: str(file) for name, file in files.items()}
+
+
+def _save_grid(images: torch.Tensor, file: Path, columns: int) -> None:
+    """Images (N, C, H, W) in [0, 1] as a PNG, small ones enlarged so that a person can see them."""
+    from torchvision.utils import save_image
+
+    factor = max(1, 56 // images.shape[-1])
+    large = images.clamp(0, 1).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    save_image(large, file, nrow=columns, pad_value=0.5)
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Every name that the command line takes, by group, with its one line."""
+    packages = {
+        "models": "pvae.models",
+        "likelihoods": "pvae.models.likelihoods",
+        "priors": "pvae.models.priors",
+        "guides": "pvae.guides",
+        "objectives": "pvae.objectives",
+        "estimators": "pvae.estimators",
+    }
+    found = {
+        group: {name: _first_line(cls) for name, cls in recipes.exported(package).items()}
+        for group, package in packages.items()
+    }
+    return {**found, "data": pvae.data.names()}
+
+
+def _first_line(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").split("\n")[0]

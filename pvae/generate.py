@@ -1,0 +1,106 @@
+"""Draws from a model, codes of data, and reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pvae.data.batches import Batches
+from pvae.params import evaluation, private_store, seeded, settle
+from pvae.sites import Site, as_batch, random_sites
+from pvae.weights import Layout, run_pair
+
+__all__ = ["encode", "reconstruct", "sample"]
+
+
+def sample(
+    model: Any,
+    num: int,
+    *,
+    like: Tensor | tuple[Tensor, ...] | None = None,
+    mean: bool = False,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Draw `num` data with their latents from the model.
+
+    Args:
+        model: any model within the contract.
+        num: how many.
+        like: one batch (B, ...) to take shapes, and what is conditioned on, from; its data are used in turn. May be
+            left out for models that know their `x_shape`.
+        mean: give the mean of each observed site (where its distribution has one) instead of a draw.
+        seed: of the draws.
+
+    Returns: site name -> (num, ...), latent and observed sites alike.
+    Raises: ValueError for `num` < 1, or a missing `like`.
+    """
+    if not isinstance(num, int) or num < 1:
+        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
+    if like is None:
+        shape = getattr(model, "x_shape", None)
+        if shape is None:
+            raise ValueError(f"{type(model).__name__} does not tell the shape of its data; give like=a batch")
+        like = torch.zeros(1, *shape)
+    rows = torch.arange(num)
+    batch = tuple(part[rows % len(part)] for part in as_batch(like))
+    source = Batches(batch, num)
+    with private_store(model), torch.no_grad():
+        parameters = settle(model, None, source, None)
+        with seeded(seed, parameters.device), evaluation(parameters.modules):
+            trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
+    observed = {name for name, site in trace.nodes.items() if site.get("infer", {}).get("was_observed")}
+    return {
+        name: _mean(site) if mean and name in observed else site["value"] for name, site in random_sites(trace).items()
+    }
+
+
+def reconstruct(
+    model: Any, guide: Any, x: Tensor | tuple[Tensor, ...], *, mean: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """Encode x, then decode: p(x | z) at one draw z of the guide per datum.
+
+    Returns: name of each observed site -> its mean (or with `mean=False` a draw), (B, ...).
+    """
+    source = Batches(as_batch(x), len(as_batch(x)[0]))
+    with private_store(model, guide), torch.no_grad():
+        parameters = settle(model, guide, source, None)
+        with seeded(seed, parameters.device), evaluation(parameters.modules):
+            run = run_pair(model, guide, source.example(), 1, Layout(nesting=1, vectorizes=True))
+            return {
+                name: _mean(site) if mean else site["fn"].sample()
+                for name, site in run.model.items()
+                if site["is_observed"]
+            }
+
+
+def encode(
+    guide: Any, x: Tensor | tuple[Tensor, ...], *, num_samples: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """The latent code of each datum: the mean of the guide, or draws from it.
+
+    Returns: site name -> (B, ...), or (num_samples, B, ...). A site whose distribution has no mean gives a draw.
+    """
+    source = Batches(as_batch(x), len(as_batch(x)[0]))
+    with private_store(guide), torch.no_grad():
+        parameters = settle(guide, None, source, None)
+        with seeded(seed, parameters.device), evaluation(parameters.modules):
+            if num_samples is None:
+                sites = random_sites(poutine.trace(guide).get_trace(*source.example()))
+                return {name: _mean(site) for name, site in sites.items()}
+            draws = [random_sites(poutine.trace(guide).get_trace(*source.example())) for _ in range(num_samples)]
+    return {name: torch.stack([sites[name]["value"] for sites in draws]) for name in draws[0]}
+
+
+def _mean(site: Site) -> Tensor:
+    """The mean of a site's distribution, its mode where a mean means nothing (categories), else the draw itself."""
+    for statistic in ("mean", "mode"):
+        try:
+            value = getattr(site["fn"], statistic)
+        except NotImplementedError:
+            continue
+        if torch.isfinite(value).all():
+            return value
+    return site["value"]

@@ -1,0 +1,104 @@
+"""From names and plain numbers to a pair: what the command line and `load` share."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pvae.data.dataset import DataSet
+from pvae.data.kinds import nearest
+from pvae.nets import MLP
+
+__all__ = ["build", "exported", "is_own", "pick", "recipe_for"]
+
+_LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "gaussian"}
+
+
+def exported(package: str) -> dict[str, type]:
+    """The classes that a package offers, by name as on the command line: `MeanField` is "mean_field"."""
+    members = inspect.getmembers(importlib.import_module(package), inspect.isclass)
+    return {
+        _snake(name): cls
+        for name, cls in members
+        if cls.__module__.startswith(package) and name[0] != "_" and not inspect.isabstract(cls)
+    }
+
+
+def pick(package: str, name: str) -> type:
+    """The class of that name in a package.
+
+    Raises: ValueError with the nearest name if there is none.
+    """
+    choices = exported(package)
+    if name not in choices:
+        raise ValueError(
+            f"unknown {package.rsplit('.')[-1].removesuffix('s')} {name!r}: {nearest(name, list(choices))}"
+        )
+    return choices[name]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name points to a user's own code, as `module:function` or `file.py:function`."""
+    return ":" in name
+
+
+def recipe_for(
+    dataset: DataSet, model: str, guide: str, latent_dim: int, hidden: tuple[int, ...], likelihood: str | None = None
+) -> dict[str, Any]:
+    """All that `build` needs for a pair over a data set, as plain values for config.json."""
+    shape = list(dataset.shape)
+    recipe = {"model": model, "guide": guide, "x_shape": shape, "latent_dim": latent_dim, "hidden": list(hidden)}
+    recipe["dtype"] = str(dataset.train.dtype).removeprefix("torch.")
+    recipe["likelihood"] = likelihood or _LIKELIHOODS.get(dataset.observed_kind, "categorical")
+    if recipe["likelihood"] == "categorical":
+        recipe["num_categories"] = int(dataset.train.max()) + 1
+    return recipe
+
+
+def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tuple[Any, Any]:
+    """The pair of a recipe, freshly initialised; a given model or guide takes the place of the recipe's.
+
+    Raises: ValueError for an unknown name, or a user's own function that was not given.
+    """
+    if recipe["latent_dim"] < 1:
+        raise ValueError(f"latent_dim must be at least 1, got {recipe['latent_dim']}")
+    for role, given in (("model", model), ("guide", guide)):
+        if given is None and is_own(recipe[role]):
+            raise ValueError(f"the {role} of this run is your own {recipe[role]}; give it again")
+    model = _build_model(recipe) if model is None else model
+    if guide is None:
+        example = torch.zeros(2, *recipe["x_shape"], dtype=getattr(torch, recipe["dtype"]))
+        offers = {"model": model, "example_batch": example, "hidden": tuple(recipe["hidden"])}
+        guide = _call(pick("pvae.guides", recipe["guide"]), offers)
+    return model, guide
+
+
+def _build_model(recipe: Mapping[str, Any]) -> Any:
+    cls = pick("pvae.models", recipe["model"])
+    x_shape, latent_dim = tuple(recipe["x_shape"]), recipe["latent_dim"]
+    offers: dict[str, Any] = {"x_shape": x_shape, "x_dim": math.prod(x_shape), "latent_dim": latent_dim}
+    if "likelihood" in inspect.signature(cls).parameters:
+        likelihood_class = pick("pvae.models.likelihoods", recipe["likelihood"])
+        likelihood = _call(likelihood_class, {"num_categories": recipe.get("num_categories")})
+        widths = tuple(reversed(recipe["hidden"]))
+        offers["likelihood"] = likelihood
+        offers["decoder"] = MLP(latent_dim, widths, likelihood.parameter_shape(x_shape))
+    model: nn.Module = _call(cls, offers)
+    dtype = getattr(torch, recipe["dtype"])
+    return model.to(dtype) if dtype.is_floating_point else model
+
+
+def _call(cls: type, offers: Mapping[str, Any]) -> Any:
+    """Construct from whichever of the offered arguments the class takes."""
+    return cls(**{name: offers[name] for name in inspect.signature(cls).parameters if name in offers})
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
