@@ -26,6 +26,8 @@ class Encoder(nn.Module):
         num_outputs: numbers per datum.
         hidden: widths of the default net's hidden layers.
         net: features to use instead of the default net.
+
+    Raises: ValueError for a default net without a hidden layer, or a batch of another shape than the example.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Encoder(nn.Module):
         super().__init__()
         batch = as_batch(example_batch)
         self.shapes = [tuple(part.shape[1:]) for part in batch]
+        if net is None and not hidden:
+            raise ValueError("hidden must name at least one width, got none; try (200, 200)")
         if net is None:
             width = sum(part[0].numel() for part in batch)
             self.net: Callable[..., Tensor] = MLP(width, hidden[:-1], hidden[-1])
@@ -57,7 +61,10 @@ class Encoder(nn.Module):
         """The numbers of each datum, (B, num_outputs)."""
         shapes = [tuple(part.shape[1:]) for part in batch]
         if shapes != self.shapes:
-            raise ValueError(f"the guide was built for data of shape {self.shapes}, got {shapes}; build it anew")
+            expected, got = (", ".join(map(str, each)) for each in (self.shapes, shapes))
+            raise ValueError(
+                f"the guide was built for data of shape {expected}, got {got}; reshape the data, or build it for them"
+            )
         if self.default:
             weight = self.head.weight
             batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)

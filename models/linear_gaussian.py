@@ -23,13 +23,16 @@ class LinearGaussian(nn.Module):
 
     Sites: "z" (L,) and "x" (D,), in the plate "data".
 
-    Raises: ValueError if a batch does not have the shape (B, D).
+    Raises: ValueError for a size below 1, or a batch that does not have the shape (B, D).
 
     Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
     """
 
     def __init__(self, x_dim: int, latent_dim: int) -> None:
         super().__init__()
+        for name, size in {"x_dim": x_dim, "latent_dim": latent_dim}.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 8")
         self.x_dim, self.latent_dim = x_dim, latent_dim
         self.weight = nn.Parameter(torch.randn(x_dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(x_dim))

@@ -27,7 +27,7 @@ class VAE(nn.Module):
 
     Sites: "z" (latent_dim,) and "x" `x_shape`, in the plate "data".
 
-    Raises: ValueError if a batch does not have the shape (B, *x_shape).
+    Raises: ValueError for a `latent_dim` below 1, or a batch that does not have the shape (B, *x_shape).
 
     Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
     """
@@ -42,6 +42,8 @@ class VAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(latent_dim, int) or latent_dim < 1:
+            raise ValueError(f"latent_dim must be a whole number of at least 1, got {latent_dim!r}; try 8")
         self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self.prior = StandardNormal(latent_dim) if prior is None else prior

@@ -17,7 +17,7 @@ from pvae.params import called_modules, find_parameters, private_store, seeded
 from pvae.sites import Batch, Site, as_batch, data_plate, plates_of, random_sites
 from pvae.weights import unmatched_sites
 
-__all__ = ["Finding", "check", "require"]
+__all__ = ["Finding", "check", "require", "require_support"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,25 @@ def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) ->
     errors = [str(finding) for finding in findings if finding.level == "error"]
     if errors:
         raise ValueError(" | ".join(errors))
+
+
+def require_support(model: Any, batch: Batch) -> None:
+    """Raise ValueError if the data are none that the model's likelihood can score; call inside a private store.
+
+    Pyro itself would refuse them with a page of numbers, or, with its validation off, score them all the same.
+    """
+    with (
+        torch.no_grad(),
+        seeded(0, batch[0].device),
+        called_modules(),
+        pyro.validation_enabled(False),
+        poutine.trace() as run,
+    ):
+        model(*batch)
+    sites = {name: site for name, site in random_sites(run.trace).items() if site["is_observed"]}
+    findings = [str(finding) for name, site in sites.items() for finding in _support(name, site)]
+    if findings:
+        raise ValueError(" | ".join(findings))
 
 
 def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | None) -> list[Finding]:
@@ -146,6 +165,11 @@ def _shape(name: str, site: Site, place: str, data_dim: int) -> list[Finding]:
 
 def _support(name: str, site: Site) -> list[Finding]:
     fn, value = site["fn"], site["value"]
+    try:
+        if not value.is_floating_point():
+            fn.log_prob(value)
+    except RuntimeError:
+        return [Finding(f"site '{name}'", f"cannot score values of dtype {value.dtype}", "convert them with .float()")]
     try:
         inside = fn.support.check(value)
     except (NotImplementedError, RuntimeError, ValueError):

@@ -7,14 +7,31 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
+
+
+class _OneLine(TyperGroup):
+    """Shows a mistaken command or option as one line too, where typer would draw a box."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except typer.TyperException as error:
+            # Without any argument the help was shown, and there is nothing left to say.
+            if message := error.format_message():
+                _complain(message)
+            status = error.exit_code
+        sys.exit(status)
+
 
 app = typer.Typer(
+    cls=_OneLine,
     help="Deep latent-variable models on Pyro: train a pair, estimate log p(x), draw samples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,7 +54,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (ValueError, FloatingPointError, OSError) as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            _complain(str(error))
             raise typer.Exit(2) from None
 
     return run
@@ -77,8 +94,6 @@ def train(
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
     dataset = flat_for(model, dataset)
     chosen = objective_for(objective, num_samples)
-    if schedule not in (None, "cosine"):
-        raise ValueError(f"unknown schedule {schedule!r}: the choice is cosine, or leave it out")
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
@@ -180,6 +195,10 @@ def list_(as_json: Json = False) -> None:
         return
     for heading, rows in found.items():
         _show(heading, rows, as_json=False)
+
+
+def _complain(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
 def _show(title: str, rows: dict[str, Any], as_json: bool) -> None:

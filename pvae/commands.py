@@ -63,6 +63,8 @@ def own_function(name: str | None) -> Any:
     if name is None or not recipes.is_own(name):
         return None
     place, _, path = name.rpartition(":")
+    if not place or not path:
+        raise ValueError(f"expected module:function or file.py:function, got {name!r}; name both parts")
     try:
         found: Any = _module_from(place)
     except (ImportError, FileNotFoundError, SyntaxError) as error:
@@ -122,7 +124,10 @@ def load_run(
     if not recipe or "data" not in recipe:
         raise ValueError(f"{run} was not written by `pvae train`; load it in Python with pvae.load(path, model, guide)")
     for role, given in (("model", model), ("guide", guide)):
-        if given is None and recipes.is_own(recipe[role]):
+        own = recipes.is_own(recipe[role])
+        if given is not None and given != recipe[role] and not (own and recipes.is_own(given)):
+            raise ValueError(f"the {role} of {run} is {recipe[role]}, not {given}; leave --{role} out")
+        if given is None and own:
             raise ValueError(f"the {role} of {run} is your own code; name it again with --{role} {recipe[role]}")
     pair = load(run, own_function(model), own_function(guide), device=device)
     root = data_root or recipe["data_root"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from pvae.data.batches import Batches
 from pvae.params import evaluation, private_store, seeded, settle
-from pvae.sites import Site, as_batch, random_sites
-from pvae.weights import Layout, run_pair
+from pvae.sites import Site, random_sites
+from pvae.weights import Layout, check_num_samples, run_pair
 
 __all__ = ["encode", "reconstruct", "sample"]
 
@@ -45,7 +46,7 @@ def sample(
             raise ValueError(f"{type(model).__name__} does not tell the shape of its data; give like=a batch")
         like = torch.zeros(1, *shape)
     rows = torch.arange(num)
-    batch = tuple(part[rows % len(part)] for part in as_batch(like))
+    batch = tuple(part[rows % len(part)] for part in _whole(like).example())
     source = Batches(batch, num)
     with private_store(model), torch.no_grad():
         parameters = settle(model, None, source, None)
@@ -64,7 +65,7 @@ def reconstruct(
 
     Returns: name of each observed site -> its mean (or with `mean=False` a draw), (B, ...).
     """
-    source = Batches(as_batch(x), len(as_batch(x)[0]))
+    source = _whole(x)
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
@@ -83,7 +84,9 @@ def encode(
 
     Returns: site name -> (B, ...), or (num_samples, B, ...). A site whose distribution has no mean gives a draw.
     """
-    source = Batches(as_batch(x), len(as_batch(x)[0]))
+    if num_samples is not None:
+        check_num_samples(num_samples)
+    source = _whole(x)
     with private_store(guide), torch.no_grad():
         parameters = settle(guide, None, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
@@ -92,6 +95,11 @@ def encode(
                 return {name: _mean(site) for name, site in sites.items()}
             draws = [random_sites(poutine.trace(guide).get_trace(*source.example())) for _ in range(num_samples)]
     return {name: torch.stack([sites[name]["value"] for sites in draws]) for name in draws[0]}
+
+
+def _whole(x: Tensor | tuple[Tensor, ...]) -> Batches:
+    """The data as one batch."""
+    return Batches(x, sys.maxsize)
 
 
 def _mean(site: Site) -> Tensor:

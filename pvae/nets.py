@@ -181,7 +181,10 @@ def _stages(image: tuple[int, int, int], count: int) -> list[tuple[int, int]]:
 
 def _check_ends(x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape[x.dim() - len(shape) :]) != shape or x.dim() < len(shape):
-        raise ValueError(f"expected data of shape (..., {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+        raise ValueError(
+            f"expected data of shape (..., {', '.join(map(str, shape))}), got {tuple(x.shape)}; reshape them, or build "
+            "the net (and the guide, for latents) for that shape"
+        )
 
 
 def _flatten(x: Tensor, shape: tuple[int, ...]) -> Tensor:

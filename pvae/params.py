@@ -18,7 +18,19 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-__all__ = ["Bare", "Parameters", "called_modules", "evaluation", "find_parameters", "private_store", "seeded", "settle"]
+__all__ = [
+    "Bare",
+    "Parameters",
+    "as_device",
+    "called_modules",
+    "evaluation",
+    "find_parameters",
+    "home",
+    "private_store",
+    "running",
+    "seeded",
+    "settle",
+]
 
 Batch = tuple[Tensor, ...]
 Stochastic = Callable[..., Any]
@@ -104,8 +116,10 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     """Run the pair once on `batch` and collect what it uses; call inside `private_store`.
 
     No random state, buffer or training flag is changed.
+
+    Raises: ValueError if the pair cannot run on the batch at all.
     """
-    with torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
+    with running("pair", batch), torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
         with poutine.trace() as guide_run:
             guide_leaves = _leaves_of(guide, batch) if guide is not None else {}
         with poutine.replay(trace=guide_run.trace):
@@ -132,23 +146,41 @@ def settle(
 ) -> Parameters:
     """Find the parameters of a pair and bring pair and data to one device: `device`, or where the pair is.
 
-    Raises: ValueError if the pair cannot run on the data at all.
+    Raises: ValueError if the pair cannot run on the data at all, or the device cannot be used.
     """
-    source.to(_home(model, guide))
-    example = source.example()
-    try:
-        parameters = find_parameters(model, guide, example)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        shapes = ", ".join(str(tuple(part.shape)) for part in example)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the pair cannot run on a batch of shape {shapes}: {reason}") from error
-    if device is not None:
-        parameters.to(device)
-        source.to(device)
+    target = None if device is None else as_device(device)
+    source.to(home(model, guide))
+    parameters = find_parameters(model, guide, source.example())
+    if target is not None:
+        parameters.to(target)
+        source.to(target)
     return parameters
 
 
-def _home(*functions: Stochastic | None) -> torch.device:
+@contextmanager
+def running(what: str, batch: Batch) -> Iterator[None]:
+    """Turn whatever a user's function trips over inside into one line with the shapes it was given."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        shapes = ", ".join(str(tuple(part.shape)) for part in batch)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the {what} cannot run on a batch of shape {shapes}: {reason}") from error
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """The device, once a tensor could be put there.
+
+    Raises: ValueError for an unknown device, or one that this machine lacks.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; give cpu, or cuda on a GPU") from error
+
+
+def home(*functions: Stochastic | None) -> torch.device:
     """Where the first parameter lives that the functions, their objects or their closures hold."""
     for function in functions:
         cells = getattr(function, "__closure__", None) or ()
@@ -195,7 +227,15 @@ def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator
 
     Bare `pyro.param` values start from what pvae last trained for these functions, else from the user's
     store, else from their own initial value. With `keep`, what they end at is remembered.
+
+    Raises: ValueError for what is no function, such as a name or a class.
     """
+    for function in functions:
+        if function is not None and (isinstance(function, type) or not callable(function)):
+            raise ValueError(
+                f"expected a Pyro function or a built module, got {function!r}; build it first, "
+                "for example pvae.models.VAE(x_shape, latent_dim)"
+            )
     store = pyro.get_param_store()
     outer = store.get_state()
     bare = {

@@ -52,7 +52,13 @@ def is_own(name: str) -> bool:
 def recipe_for(
     dataset: DataSet, model: str, guide: str, latent_dim: int, hidden: tuple[int, ...], likelihood: str | None = None
 ) -> dict[str, Any]:
-    """All that `build` needs for a pair over a data set, as plain values for config.json."""
+    """All that `build` needs for a pair over a data set, as plain values for config.json.
+
+    Raises: ValueError for an unknown model, or a likelihood beside a model that has one of its own.
+    """
+    takes_likelihood = not is_own(model) and "likelihood" in inspect.signature(pick("pvae.models", model)).parameters
+    if likelihood is not None and not takes_likelihood:
+        raise ValueError(f"{model} has a likelihood of its own, got {likelihood!r} besides; leave likelihood out")
     shape = list(dataset.shape)
     recipe = {"model": model, "guide": guide, "x_shape": shape, "latent_dim": latent_dim, "hidden": list(hidden)}
     recipe["dtype"] = str(dataset.train.dtype).removeprefix("torch.")
@@ -68,7 +74,7 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
     Raises: ValueError for an unknown name, or a user's own function that was not given.
     """
     if recipe["latent_dim"] < 1:
-        raise ValueError(f"latent_dim must be at least 1, got {recipe['latent_dim']}")
+        raise ValueError(f"latent_dim must be at least 1, got {recipe['latent_dim']}; try 8")
     for role, given in (("model", model), ("guide", guide)):
         if given is None and is_own(recipe[role]):
             raise ValueError(f"the {role} of this run is your own {recipe[role]}; give it again")

@@ -12,7 +12,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.params import called_modules, private_store, seeded
+from pvae.params import called_modules, private_store, running, seeded
 
 __all__ = ["LatentSite", "Plate", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
 
@@ -99,11 +99,20 @@ def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
 def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """Read the latent sites of `model` from one run on `batch`; nothing of the model changes.
 
-    Raises: ValueError if the model breaks the contract (no data plate, no latent site).
+    Raises: ValueError if the model cannot run, or breaks the contract (no data plate, no latent site).
     """
     arguments = as_batch(batch)
-    with private_store(model), torch.no_grad(), seeded(0, arguments[0].device), called_modules():
-        trace = poutine.trace(model).get_trace(*arguments)
+    with (
+        private_store(model),
+        running("model", arguments),
+        torch.no_grad(),
+        seeded(0, arguments[0].device),
+        called_modules(),
+        # Called inside the handler, not through it: that would add a table of shapes to an error.
+        poutine.trace() as run,
+    ):
+        model(*arguments)
+    trace = run.trace
     data = data_plate(trace, len(arguments[0]))
     sites = tuple(
         LatentSite(

@@ -109,14 +109,16 @@ def _split(dataset: DataSet, split: str) -> Tensor:
 
 def _checked(part: Any) -> Tensor:
     if isinstance(part, np.ndarray):
-        if part.dtype == object:
-            raise ValueError("data of dtype object; expected numbers: build one array with a numeric dtype")
+        if part.dtype.kind not in "biuf":
+            raise ValueError(f"data of dtype {part.dtype}; expected numbers: build one array with a numeric dtype")
         part = torch.as_tensor(part)
     if not isinstance(part, Tensor):
         raise ValueError(
             f"data must be a tensor, a tuple of tensors, a DataSet or a DataLoader of tensors, "
             f"got {type(part).__name__}; convert it with torch.as_tensor"
         )
+    if part.is_complex() or part.is_quantized:
+        raise ValueError(f"data of dtype {part.dtype}; expected real numbers: convert them first")
     if part.dim() == 0 or len(part) == 0:
         raise ValueError(f"empty data: shape {tuple(part.shape)}; expected at least one datum along dim 0")
     if part.is_floating_point():

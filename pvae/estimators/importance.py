@@ -34,8 +34,10 @@ class ImportanceSampling:
 
     def __init__(self, num_samples: int = 1000, *, chunk_size: int | None = None) -> None:
         check_num_samples(num_samples)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; leave it out to have it chosen")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(
+                f"chunk_size must be a whole number of at least 1, got {chunk_size!r}; leave it out to have it chosen"
+            )
         self.num_samples = num_samples
         self.chunk_size = chunk_size
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pvae.checking import require_support
 from pvae.data.batches import Batches, Data
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
@@ -121,10 +122,15 @@ def log_marginal(
 
     Raises: ValueError for empty or non-finite data, and for a pair that breaks the contract.
     """
-    estimator = estimator or ImportanceSampling()
+    estimator = ImportanceSampling() if estimator is None else estimator
+    if isinstance(estimator, type) or not hasattr(estimator, "estimate"):
+        raise ValueError(
+            f"estimator must be one such as pvae.estimators.ImportanceSampling(1000), got {estimator!r}; build one"
+        )
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
+        require_support(model, source.example())
         estimates: list[Estimate] = []
         source.reseed(seed)
         with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pvae.params import Parameters, find_parameters, private_store
-from pvae.sites import as_batch
+from pvae.data.batches import Batches
+from pvae.params import Parameters, as_device, find_parameters, home, private_store
 from pvae.training.metrics import plain
 
 __all__ = ["amend_config", "load", "read_config", "save", "write_run"]
@@ -43,7 +44,7 @@ def save(
         recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
         record: anything else to keep in config.json (data, objective, results).
     """
-    batch = as_batch(example_batch)
+    batch = Batches(example_batch, sys.maxsize).example()
     with private_store(model, guide):
         parameters = find_parameters(model, guide, batch)
     write_run(Path(path), parameters, batch, recipe, record)
@@ -99,21 +100,30 @@ def load(
         guide: its guide.
         device: where the pair shall live.
 
-    Raises: ValueError if the folder is no run, the weights are truncated or corrupt, or belong to another pair.
-        The pair is then as it was.
+    Raises: ValueError if the folder is no run, its files are truncated or corrupt, the weights belong to another
+        pair, or the device cannot be used. The pair is then as it was.
     """
+    device = as_device(device)
     config = read_config(path)
     state = _read_weights(Path(path) / _WEIGHTS)
-    if model is None or guide is None:
-        if config["recipe"] is None:
-            raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
-        # Recipes know the built-in models and guides, which the engine below them must not.
-        from pvae.recipes import build
+    if (model is None or guide is None) and config.get("recipe") is None:
+        raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
+    try:
+        batch = tuple(
+            torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
+        )
+        if model is None or guide is None:
+            # Recipes know the built-in models and guides, which the engine below them must not.
+            from pvae.recipes import build
 
-        model, guide = build(config["recipe"], model, guide)
-    batch = tuple(
-        torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
-    )
+            model, guide = build(config["recipe"], model, guide)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{Path(path) / _CONFIG} cannot rebuild the pair ({reason}); restore it from a copy, or build the pair as "
+            "it was and call load(path, model, guide)"
+        ) from error
+    batch = tuple(part.to(home(model, guide)) for part in batch)
     with private_store(model, guide, keep=True), pyro.validation_enabled(False):
         parameters = find_parameters(model, guide, batch)
         parameters.load(state)

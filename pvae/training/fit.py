@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyro.infer
 import torch
@@ -20,6 +20,7 @@ import pvae
 from pvae.checking import require
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
+from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, evaluation, private_store, seeded, settle
@@ -122,6 +123,7 @@ def fit(
             parameter. The pair keeps the weights it had before that step.
     """
     _check_arguments(epochs, steps, lr, clip_norm, early_stopping, inference_steps, step_mode)
+    _check_functions(objective, optimizer, schedule, kl_schedule)
     objective = ELBO() if objective is None else objective
     if not isinstance(objective, Objective) and (kl_schedule or step_mode == "traced"):
         raise ValueError(
@@ -352,13 +354,33 @@ def _check_arguments(
     step_mode: str,
 ) -> None:
     if (epochs is None) == (steps is None):
-        raise ValueError("say how long to train: give either epochs or steps")
+        given = "neither" if epochs is None else "both"
+        raise ValueError(f"give either epochs or steps, to say how long to train; got {given}")
     whole = {"epochs": epochs, "steps": steps, "early_stopping": early_stopping, "inference_steps": inference_steps}
     for name, value in whole.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    for name, number in {"lr": lr, "clip_norm": clip_norm}.items():
+    for name, number, usual in (("lr", lr, "1e-3"), ("clip_norm", clip_norm, "10")):
         if number is not None and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number!r}")
-    if step_mode not in ("auto", "eager", "traced"):
-        raise ValueError(f"step_mode must be 'auto', 'eager' or 'traced', got {step_mode!r}")
+            raise ValueError(f"{name} must be positive, got {number!r}; try {usual}")
+    modes = list(get_args(StepMode))
+    if step_mode not in modes:
+        raise ValueError(f"unknown step_mode {step_mode!r}: {nearest(str(step_mode), modes)}")
+
+
+def _check_functions(objective: Any, optimizer: Any, schedule: Any, kl_schedule: Any) -> None:
+    if objective is not None and not isinstance(objective, pyro.infer.ELBO):
+        raise ValueError(f"objective must be one such as pvae.objectives.ELBO(), got {objective!r}; build one")
+    if isinstance(schedule, str) and schedule != "cosine":
+        raise ValueError(
+            f"unknown schedule {schedule!r}: {nearest(schedule, ['cosine'])}, or a function from an optimizer to a "
+            "torch scheduler; leave it out for a constant rate"
+        )
+    for name, function, usual in (
+        ("optimizer", optimizer, "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"),
+        ("schedule", None if isinstance(schedule, str) else schedule, "'cosine'"),
+        ("kl_schedule", kl_schedule, "pvae.training.linear_warmup(1000)"),
+    ):
+        if function is not None and not callable(function):
+            got = " ".join(repr(function).split())
+            raise ValueError(f"{name} must be a function, got {got}; give for example {usual}")

@@ -1,0 +1,126 @@
+"""Properties that every model has with every guide that fits it."""
+
+import inspect
+
+import pytest
+import torch
+
+import pvae
+from pvae.objectives import ELBO, IWAE
+from pvae.recipes import exported
+from tests.tables import GUIDES, MODELS, NO_DENSITY, NUM_DATA, fits
+
+CELLS = [(model, guide) for model in MODELS for guide in GUIDES]
+FITTING = [cell for cell in CELLS if fits(*cell)]
+
+
+def pair(model_name, guide_name, dtype=torch.float64):
+    torch.manual_seed(0)
+    make_model, make_data = MODELS[model_name]
+    x = make_data()
+    x = x.to(dtype) if x.is_floating_point() else x
+    model = make_model().to(dtype)
+    return model, GUIDES[guide_name](model, x).to(dtype), x
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), [cell for cell in CELLS if not fits(*cell)])
+def test_incompatible_cells_say_why_and_name_a_guide_that_fits(model_name, guide_name):
+    with pytest.raises(ValueError, match=r"LinearGaussian.*got VAE; use FullCovariance"):
+        pair(model_name, guide_name)
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_k_by_b_finite_and_of_the_data_type(model_name, guide_name, dtype):
+    model, guide, x = pair(model_name, guide_name, dtype)
+    for num_samples in (1, 3):
+        weights = pvae.log_weights(model, guide, x, num_samples)
+        assert weights.values.shape == (num_samples, NUM_DATA)
+        assert weights.values.dtype == dtype
+        assert torch.isfinite(weights.values).all()
+        parts = weights.log_likelihood + weights.log_prior - weights.log_guide
+        torch.testing.assert_close(parts, weights.values)
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(2, kl="analytic"), IWAE(3)], ids=["elbo", "analytic", "iwae"])
+def test_every_parameter_has_a_gradient(model_name, guide_name, objective):
+    model, guide, x = pair(model_name, guide_name)
+    (-objective.bound(model, guide, x).mean()).backward()
+    for name, parameter in [*model.named_parameters(), *guide.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+def test_a_short_training_raises_the_bound(model_name, guide_name, step_mode):
+    model, guide, x = pair(model_name, guide_name)
+    result = pvae.fit(model, guide, x, steps=60, batch_size=NUM_DATA, lr=1e-2, step_mode=step_mode)
+    assert result.step_mode == step_mode
+    assert result.losses[-10:].mean() < result.losses[:10].mean()
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+def test_a_batch_equals_its_data_one_by_one(model_name, guide_name):
+    _model, guide, x = pair(model_name, guide_name)
+    whole = pvae.encode(guide, x)
+    single = [pvae.encode(guide, x[i : i + 1]) for i in range(NUM_DATA)]
+    for site, codes in whole.items():
+        torch.testing.assert_close(codes, torch.cat([one[site] for one in single]))
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+def test_weights_survive_a_round_trip_to_disk(model_name, guide_name, tmp_path):
+    model, guide, x = pair(model_name, guide_name)
+    pvae.save(tmp_path, model, guide, x)
+    other_model, _, _ = pair(model_name, guide_name)
+    with torch.no_grad():
+        for parameter in other_model.parameters():
+            parameter.add_(1.0)
+    other_guide = GUIDES[guide_name](other_model, x).double()
+    pvae.load(tmp_path, other_model, other_guide)
+    for mine, loaded in ((model, other_model), (guide, other_guide)):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
+def test_log_marginal_of_every_cell(model_name, guide_name):
+    model, guide, x = pair(model_name, guide_name)
+    if guide_name in NO_DENSITY:
+        with pytest.raises(ValueError, match="from a point"):
+            pvae.log_marginal(model, guide, x)
+        return
+    pvae.fit(model, guide, x, steps=200, batch_size=NUM_DATA, lr=1e-2)
+    importance = pvae.log_marginal(model, guide, x, pvae.estimators.ImportanceSampling(4000))
+    prior = pvae.log_marginal(model, guide, x, pvae.estimators.PriorSampling(40_000), seed=1)
+    error = (importance.mc_standard_errors.square() + prior.mc_standard_errors.square()).sqrt()
+    trusted = (importance.khat < importance.khat_threshold) & (prior.khat < prior.khat_threshold)
+    assert trusted.any()
+    assert ((importance.values - prior.values).abs() < 5 * error + 1e-9)[trusted].all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_have_the_shape_of_data(name):
+    make_model, make_data = MODELS[name]
+    model, x = make_model(), make_data()
+    draws = pvae.sample(model, 9, like=x)
+    assert draws["x"].shape == (9, *x.shape[1:])
+    assert torch.equal(draws["x"], pvae.sample(model, 9, like=x)["x"])
+    assert not torch.equal(draws["z"], pvae.sample(model, 9, like=x, seed=1)["z"])
+
+
+def test_the_tables_hold_everything_that_is_exported():
+    assert {cls.__name__ for cls in exported("pvae.guides").values()} == set(GUIDES)
+    assert {cls.__name__ for cls in exported("pvae.models").values()} == {name.split(",")[0] for name in MODELS}
+
+
+AMORTIZED = [cls for name, cls in vars(pvae.guides).items() if inspect.isclass(cls) and name != "Exact"]
+
+
+@pytest.mark.parametrize("guide", AMORTIZED)
+def test_guides_share_names_and_order(guide):
+    names = list(inspect.signature(guide).parameters)
+    assert names[:4] == ["model", "example_batch", "hidden", "encoder"]
