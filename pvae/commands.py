@@ -121,7 +121,7 @@ def load_run(
     """The trained pair of a run folder, and its data set."""
     config = read_config(run)
     recipe = config.get("recipe")
-    if not recipe or "data" not in recipe:
+    if not isinstance(recipe, dict) or not {"data", "data_root", "binarize", "model", "guide"} <= recipe.keys():
         raise ValueError(f"{run} was not written by `pvae train`; load it in Python with pvae.load(path, model, guide)")
     for role, given in (("model", model), ("guide", guide)):
         own = recipes.is_own(recipe[role])
@@ -162,7 +162,9 @@ def draw(run: Path, pair: tuple[Any, Any], dataset: DataSet, num: int, seed: int
         np.save(files["reconstructions"], torch.stack([shown, copies], 1).numpy())
         return {name: str(file) for name, file in files.items()}
     columns = max(1, round(num**0.5))
-    rows = zip(shown.split(columns), copies.split(columns), strict=True)
+    # Filled up to whole rows, so that the last data, too, stand above their reconstructions.
+    missing = shown.new_full((-len(shown) % columns, *shown.shape[1:]), 0.5)
+    rows = zip(*(torch.cat([part, missing]).split(columns) for part in (shown, copies)), strict=True)
     files = {"samples": run / "samples.png", "reconstructions": run / "reconstructions.png"}
     _save_grid(samples.reshape(num, *dataset.shape), files["samples"], columns)
     _save_grid(torch.cat([part for pair in rows for part in pair]), files["reconstructions"], columns)

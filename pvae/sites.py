@@ -50,11 +50,13 @@ def as_batch(batch: Tensor | tuple[Tensor, ...]) -> Batch:
 
 
 def random_sites(trace: poutine.Trace) -> dict[str, Site]:
-    """The `sample` statements of a trace by name, without the index draws of subsampling plates."""
+    """The `sample` statements of a trace by name, without index draws of plates and `pyro.deterministic` records."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
+        if site["type"] == "sample"
+        and not isinstance(site["fn"], _Subsample)
+        and not site["infer"].get("_deterministic")
     }
 
 

@@ -7,23 +7,26 @@ one row per particle and one column per datum: shape (K, B).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae.params import called_modules, private_store, seeded
-from pvae.sites import Batch, Plate, Site, as_batch, data_plate, plate_nesting, random_sites
+from pvae.sites import Batch, Plate, Site, as_batch, data_plate, plate_nesting, plates_of, random_sites
 
 __all__ = ["Layout", "LogWeights", "PairRun", "log_weights", "read_layout", "run_pair"]
 
 Stochastic = Callable[..., Any]
 _PARTICLES = "_pvae_particles"
+_TRIAL_ROWS = 13
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,26 @@ class Layout:
 
     `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
+    `data_plates` names the plates over the data, of guide and model: subsampling ones get the batch in order.
     """
 
     nesting: int
     vectorizes: bool
+    data_plates: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class PairRun:
-    """One run of the guide, then of the model on the guide's draws."""
+    """One run of the guide, then of the model on the guide's draws.
+
+    `num_data` is B, `num_total` the N that a subsampling plate over the data stands for (B for a plain plate).
+    """
 
     guide: dict[str, Site]
     model: dict[str, Site]
     num_samples: int
     num_data: int
+    num_total: int
     nesting: int
     guide_plate: Plate | None
     model_plate: Plate
@@ -75,12 +84,16 @@ class PairRun:
 
     def scaled_log_weights(self) -> LogWeights:
         """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
-        data_scale = self.data_scale
-        return self._collect(lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / data_scale))
+        plate_scale = self._plate_scale()
+        return self._collect(lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / plate_scale))
 
     @property
-    def data_scale(self) -> Any:
+    def data_scale(self) -> float:
         """N / B of a subsampling plate over the data, 1 for a plain plate."""
+        return self.num_total / self.num_data
+
+    def _plate_scale(self) -> Any:
+        """What the data plate multiplied the scale of every site by; copies of the batch count as data to it."""
         frames = next(iter(self.model.values()))["cond_indep_stack"]
         return next(f.full_size / f.size for f in frames if f.name == self.model_plate.name and f.size)
 
@@ -89,10 +102,10 @@ class PairRun:
 
         A site without a closed form contributes its sampled log q - log p, as in `TraceMeanField_ELBO`.
         """
-        data_scale = self.data_scale
+        plate_scale = self._plate_scale()
         terms = []
         for name, site in self.guide.items():
-            scale = site["scale"] / data_scale
+            scale = site["scale"] / plate_scale
             prior = self.model.get(name)
             if prior is None:
                 terms.append(scale_and_mask(_log_prob(site, None), scale))
@@ -101,7 +114,7 @@ class PairRun:
                 divergence = kl_divergence(site["fn"], prior["fn"])
                 terms.append(scale_and_mask(divergence, scale, site["mask"]))
             except NotImplementedError:
-                log_prior = scale_and_mask(_log_prob(prior, None), prior["scale"] / data_scale)
+                log_prior = scale_and_mask(_log_prob(prior, None), prior["scale"] / plate_scale)
                 terms.append(scale_and_mask(_log_prob(site, None), scale) - log_prior)
         return self._sum(terms, self.guide_plate)
 
@@ -162,11 +175,15 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
     a net that silently mixes dims would otherwise give wrong weights.
     """
     with torch.no_grad(), seeded(0, batch[0].device), called_modules():
-        guide_trace, model_trace = _traces(model, guide, batch)
-        nesting = max(plate_nesting(guide_trace), plate_nesting(model_trace))
+        traces = _traces(model, guide, batch)
+        layout = Layout(
+            nesting=max(plate_nesting(trace) for trace in traces),
+            vectorizes=True,
+            data_plates=frozenset(data_plate(trace, len(batch[0])).name for trace in traces if random_sites(trace)),
+        )
         if num_samples == 1:
-            return Layout(nesting, vectorizes=True)
-        return Layout(nesting, vectorizes=_vectorizes(model, guide, batch, nesting))
+            return layout
+        return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
 
 
 def run_pair(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int, layout: Layout) -> PairRun:
@@ -175,13 +192,14 @@ def run_pair(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samp
     Raises: ValueError if a site lies outside the data plate.
     """
     num_data, nesting = len(batch[0]), layout.nesting
-    if num_samples == 1:
-        guide_trace, model_trace = _traces(model, guide, batch)
-    elif layout.vectorizes:
-        with pyro.plate(_PARTICLES, num_samples, dim=-1 - nesting):
+    with _InOrder(layout.data_plates):
+        if num_samples == 1:
             guide_trace, model_trace = _traces(model, guide, batch)
-    else:
-        guide_trace, model_trace = _traces(model, guide, _copies(batch, num_samples))
+        elif layout.vectorizes:
+            with pyro.plate(_PARTICLES, num_samples, dim=-1 - nesting):
+                guide_trace, model_trace = _traces(model, guide, batch)
+        else:
+            guide_trace, model_trace = _traces(model, guide, _copies(batch, num_samples))
     rows = num_data if layout.vectorizes else num_data * num_samples
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     missing, extra = unmatched_sites(guide_sites, model_sites)
@@ -190,14 +208,16 @@ def run_pair(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samp
             f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
             "sample exactly the model's latent sites in the guide"
         )
+    model_plate = data_plate(model_trace, rows, besides=_PARTICLES)
     return PairRun(
         guide=guide_sites,
         model=model_sites,
         num_samples=num_samples,
         num_data=num_data,
+        num_total=_subsampled_from(model_trace, model_plate) or num_data,
         nesting=nesting,
         guide_plate=data_plate(guide_trace, rows, besides=_PARTICLES) if guide_sites else None,
-        model_plate=data_plate(model_trace, rows, besides=_PARTICLES),
+        model_plate=model_plate,
     )
 
 
@@ -220,41 +240,103 @@ def _copies(batch: Batch, num_samples: int) -> Batch:
     return tuple(part.repeat(num_samples, *(1,) * (part.dim() - 1)) for part in batch)
 
 
-def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, nesting: int) -> bool:
+def _subsampled_from(trace: poutine.Trace, plate: Plate) -> int | None:
+    """How many data a subsampling plate stands for; None for a plain plate."""
+    drawn = trace.nodes[plate.name]["fn"] if plate.name in trace.nodes else None
+    if isinstance(drawn, _Subsample) and (drawn.subsample_size is not None or drawn.size != plate.size):
+        return drawn.size
+    return None
+
+
+def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
+    batch = _trial_batch(model, guide, batch)
     num_samples, num_data = 2, len(batch[0])
     try:
-        wide = run_pair(model, guide, batch, num_samples, Layout(nesting, True))
+        wide = run_pair(model, guide, batch, num_samples, layout)
         weights = wide.log_weights()
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # whatever a net trips over, it does not take particles
         return False
-    latents = {name: site for name, site in wide.model.items() if not site["is_observed"]}
     draws = {}
-    for name, site in latents.items():
+    for name, site in {**wide.model, **wide.guide}.items():
+        if site["is_observed"]:
+            continue
         value, event_dim = site["value"], site["fn"].event_dim
         data_dim = wide.model_plate.dim - event_dim
-        lead = value.dim() - nesting - event_dim
-        if lead < 1:
+        if value.dim() - layout.nesting - event_dim < 1:
             return False
-        value = value.movedim(0, data_dim - 1)
-        draws[name] = value.flatten(data_dim - 1, data_dim)
+        long = value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
+        own_dims = event_dim + max(-plate.dim for plate in plates_of(site) if plate.name != _PARTICLES)
+        draws[name] = long.reshape(long.shape[long.dim() - own_dims :])
     try:
-        long = run_pair(poutine.condition(model, draws), None, _copies(batch, num_samples), 1, Layout(nesting, True))
-    except (RuntimeError, ValueError, IndexError):
+        with _Given(draws):
+            copied = run_pair(model, guide, _copies(batch, num_samples), 1, layout).log_weights()
+    except Exception:  # then the copies are no way out
         return True
-    total = long.log_weights().log_likelihood.reshape(num_samples, num_data)
-    return torch.allclose(weights.log_likelihood + weights.log_prior, total, rtol=1e-3, atol=1e-3)
+    pairs = ((weights.log_likelihood, copied.log_likelihood), (weights.log_prior, copied.log_prior))
+    return all(
+        torch.allclose(wide_part, long_part.reshape(num_samples, num_data), rtol=1e-3, atol=1e-3)
+        for wide_part, long_part in (*pairs, (weights.log_guide, copied.log_guide))
+    )
+
+
+def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Batch:
+    """Data to try particles with: an odd number of them, as a net may take a data dim of its own width for features.
+
+    A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
+    """
+    rows = torch.arange(_TRIAL_ROWS, device=batch[0].device) % len(batch[0])
+    trial = tuple(part[rows] for part in batch)
+    try:
+        _traces(model, guide, trial)
+    except Exception:  # the pair has just run on the batch, so its length is what fails
+        return batch
+    return trial
+
+
+class _Given(Messenger):
+    """Set the values of latent sites by name."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class _InOrder(Messenger):
+    """Give a subsampling plate over the data its batch in order, however many copies of it there are.
+
+    The batch is the subsample already. Index draws would spend random numbers and refuse more copies than data.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) and fn.subsample_size is not None and msg["name"] in self.names:
+            msg["value"] = torch.arange(fn.subsample_size, device=fn.device)
 
 
 def _shared_mask(sites: dict[str, Site]) -> Any:
     """The mask that every site of a trace carries: it leaves out data, not terms, so log p(x) ignores it."""
     masks = [site["mask"] for site in sites.values()]
     first = masks[0] if masks else None
-    return first if all(mask is first for mask in masks) else None
+    return first if all(_same(mask, first) for mask in masks) else None
+
+
+def _same(mask: Any, other: Any) -> bool:
+    if isinstance(mask, Tensor) and isinstance(other, Tensor):
+        return mask is other or (mask.shape == other.shape and torch.equal(mask, other))
+    return mask is other
 
 
 def _log_prob(site: Site, shared_mask: Any) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"])
     mask = site["mask"]
-    if mask is None or mask is shared_mask:
+    if mask is None or _same(mask, shared_mask):
         return log_prob
     return scale_and_mask(log_prob, mask=mask)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pyro
 import pytest
 
 
@@ -14,3 +15,10 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data in {root}: set PVAE_DATA_ROOT to the folder that holds them")
     return root
+
+
+@pytest.fixture(autouse=True)
+def own_param_store():
+    """Each test starts with an empty Pyro param store and leaves nothing in it."""
+    with pyro.get_param_store().scope():
+        yield

@@ -23,12 +23,6 @@ def pair():
     return model, MeanField(model, x, hidden=(8,)), x
 
 
-@pytest.fixture(autouse=True)
-def own_store():
-    with pyro.get_param_store().scope():
-        yield
-
-
 def same_seed(objective, *args):
     objective.loss(*args)
     torch.manual_seed(1)
