@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pvae.nets import MLP
+from pvae.params import called_modules
 from pvae.sites import LatentSite, as_batch, latent_sites
 
 __all__ = ["Encoder", "constrained", "free_shape", "read"]
@@ -50,7 +51,8 @@ class Encoder(nn.Module):
         else:
             self.net, self.default = net, False
             self.last = nn.Identity()
-            with torch.no_grad():
+            # In evaluation mode, so that a look at the width changes no batch statistics.
+            with torch.no_grad(), called_modules():
                 features = net(*batch).shape[-1]
         self.head = nn.Linear(features, num_outputs)
         like = next((part for part in batch if part.is_floating_point()), None)

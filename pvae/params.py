@@ -7,12 +7,15 @@ home but Pyro's global store, so pvae keeps what it trained beside the functions
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import CellType
 from typing import Any, Protocol
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -128,14 +131,17 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     own = {name: leaf for name, leaf in guide_leaves.items() if id(leaf) not in known}
     leaves = own | model_leaves
     known |= {id(leaf) for leaf in own.values()}
+    owners = [_owner(function) for function in (guide, model) if isinstance(_owner(function), nn.Module)]
+    # A method of a module may use its parts without calling them: by their forward, or by their training flag.
+    everything = dict.fromkeys([*modules, *(part for owner in owners for part in owner.modules())])
     return Parameters(
         leaves=leaves,
-        buffers=_named_buffers(modules, leaves),
-        modules=tuple(modules),
+        buffers=_named_buffers(list(everything), leaves),
+        modules=tuple(everything),
         guide_only=frozenset(own),
         unregistered=tuple(
             type(module).__name__
-            for module in modules
+            for module in dict.fromkeys([*modules, *owners])
             if any(p.requires_grad and id(p) not in known for p in module.parameters(recurse=False))
         ),
     )
@@ -181,17 +187,28 @@ def as_device(device: torch.device | str) -> torch.device:
 
 
 def home(*functions: Stochastic | None) -> torch.device:
-    """Where the first parameter lives that the functions, their objects or their closures hold."""
+    """Where the first parameter lives that pvae trained for the functions, or their objects and closures hold."""
     for function in functions:
-        cells = getattr(function, "__closure__", None) or ()
-        holders = [function, getattr(function, "__self__", None), *(cell.cell_contents for cell in cells)]
-        names = getattr(getattr(function, "__code__", None), "co_names", ())
-        holders += [getattr(function, "__globals__", {}).get(name) for name in names]
+        if function is None:
+            continue
+        for leaf, _ in _bare_of.get(_owner(function), {}).values():
+            return leaf.device
+        code, owner = getattr(function, "__code__", None), getattr(function, "__self__", None)
+        holders = [function, owner, *getattr(owner, "__dict__", {}).values()]
+        holders += [_contents(cell) for cell in getattr(function, "__closure__", None) or ()]
+        holders += [getattr(function, "__globals__", {}).get(name) for name in getattr(code, "co_names", ())]
         for holder in holders:
             if isinstance(holder, nn.Module):
                 for tensor in holder.parameters():
                     return tensor.device
     return torch.device("cpu")
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that the enclosing function has not bound yet
+        return None
 
 
 def _leaves_of(function: Stochastic, batch: Batch) -> dict[str, Tensor]:
@@ -238,9 +255,9 @@ def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator
             )
     store = pyro.get_param_store()
     outer = store.get_state()
-    bare = {
-        name: (leaf.detach().clone().requires_grad_(), constraint) for name, (leaf, constraint) in _bare(outer).items()
-    }
+    bare = _bare(outer)
+    if keep:  # training moves its leaves in place, and the user's are not ours to move
+        bare = {name: (leaf.detach().clone().requires_grad_(), rule) for name, (leaf, rule) in bare.items()}
     owners = [_owner(function) for function in functions if function is not None]
     for owner in reversed(owners):
         bare |= _bare_of.get(owner, {})
@@ -266,7 +283,7 @@ def _bare(state: Any) -> Bare:
     }
 
 
-def _owner(function: Stochastic) -> Any:
+def _owner(function: Stochastic | None) -> Any:
     """What outlives a call: a bound method is a new object at each access, so its object stands for it."""
     owner = getattr(function, "__self__", function)
     return owner if isinstance(owner, Hashable) else type(owner)
@@ -311,11 +328,18 @@ def evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Draw from `seed` inside; torch's generators (CPU, and `device`'s) are as before afterwards."""
+    """Draw from `seed` inside; the generators of torch, numpy and Python are as before afterwards."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
+    before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

@@ -56,7 +56,7 @@ def random_sites(trace: poutine.Trace) -> dict[str, Site]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
-        and not site["infer"].get("_deterministic")
+        and not (site["infer"] or {}).get("_deterministic")
     }
 
 

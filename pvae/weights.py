@@ -249,7 +249,7 @@ def _subsampled_from(trace: poutine.Trace, plate: Plate) -> int | None:
 
 
 def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
-    batch = _trial_batch(model, guide, batch)
+    batch = _trial_batch(model, guide, batch, layout)
     num_samples, num_data = 2, len(batch[0])
     try:
         wide = run_pair(model, guide, batch, num_samples, layout)
@@ -279,7 +279,7 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layou
     )
 
 
-def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Batch:
+def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> Batch:
     """Data to try particles with: an odd number of them, as a net may take a data dim of its own width for features.
 
     A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
@@ -287,8 +287,8 @@ def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch) -> B
     rows = torch.arange(_TRIAL_ROWS, device=batch[0].device) % len(batch[0])
     trial = tuple(part[rows] for part in batch)
     try:
-        _traces(model, guide, trial)
-    except Exception:  # the pair has just run on the batch, so its length is what fails
+        run_pair(model, guide, trial, 1, layout).log_weights()
+    except Exception:  # the pair has just run on the batch, so it is the number of data that fails
         return batch
     return trial
 

@@ -174,7 +174,7 @@ def exact():
 
 class Generator(PyroModule):
     def __init__(self, z_dim=3, x_dim=4):
-        super().__init__()
+        super().__init__("generator")
         self.linear = PyroModule[nn.Linear](z_dim, x_dim)
         self.noise = PyroParam(torch.tensor(0.7), constraint=constraints.positive)
         self.z_dim = z_dim
@@ -187,7 +187,7 @@ class Generator(PyroModule):
 
 class Recognizer(PyroModule):
     def __init__(self, z_dim=3, x_dim=4):
-        super().__init__()
+        super().__init__("recognizer")
         self.linear = PyroModule[nn.Linear](x_dim, z_dim)
         self.scale = PyroParam(torch.full((z_dim,), 0.5), constraint=constraints.positive)
 
@@ -205,13 +205,15 @@ def pyro_modules():
 
 
 class Nets(nn.Module):
-    def __init__(self, seed=4):
+    def __init__(self, strict=False):
         super().__init__()
-        torch.manual_seed(seed)
+        torch.manual_seed(4)
         self.decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, WIDTH))
         self.encoder = nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.strict = strict
 
     def likelihood(self, z):
+        assert z.dim() == 2 or not self.strict, "one batch dim only"
         return dist.Bernoulli(logits=self.decoder(z)).to_event(1)
 
     def posterior(self, x):
@@ -220,10 +222,11 @@ class Nets(nn.Module):
 
 
 PRIOR = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+TOTAL = 36
 
 
-def plain(plate_name="data"):
-    nets = Nets()
+def plain(plate_name="data", strict=False):
+    nets = Nets(strict)
 
     def model(x):
         pyro.module("nets", nets)
@@ -243,18 +246,18 @@ def other_plate():
     return plain("batch")
 
 
-def subsampling():
-    nets = Nets()
+def subsampling(strict=False):
+    nets = Nets(strict)
 
     def model(x):
         pyro.module("nets", nets)
-        with pyro.plate("data", 120, subsample_size=len(x)):
+        with pyro.plate("data", TOTAL, subsample_size=len(x)):
             z = pyro.sample("z", PRIOR)
             pyro.sample("x", nets.likelihood(z), obs=x)
 
     def guide(x):
         pyro.module("nets", nets)
-        with pyro.plate("data", 120, subsample_size=len(x)):
+        with pyro.plate("data", TOTAL, subsample_size=len(x)):
             pyro.sample("z", nets.posterior(x))
 
     return Pair(model, guide, pictures(12))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pvae.data.dataset import DataSet
+from pvae.params import seeded
 
 __all__ = ["Batches", "Data"]
 
@@ -54,7 +55,9 @@ class Batches:
 
     def example(self) -> tuple[Tensor, ...]:
         """The first batch, to look at the pair with; on the device, observed."""
-        return next(self.epoch())
+        # A DataLoader draws its order from torch's global generator, which a look must not change.
+        with seeded(0):
+            return next(self.epoch())
 
     def to(self, device: torch.device | str) -> None:
         """Move the data (or, for a `DataLoader`, each batch as it comes) to `device`."""

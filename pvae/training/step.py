@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import pyro
 import pyro.infer
 import torch
@@ -106,9 +109,20 @@ class TracedStep:
         inputs = (*batch, kl_weight) if isinstance(kl_weight, Tensor) else batch
         device = batch[0].device
         with self._unchanged_buffers(), seeded(0, device):
+            before = _draws_outside_torch()
             expected, _ = self.eager(batch, kl_weight)
+            if _draws_outside_torch() != before:
+                self._fall_back("it draws random numbers from numpy or Python, which a graph would freeze")
+                return None
         try:
-            with self._unchanged_buffers(), seeded(0, device), pyro.validation_enabled(False):
+            # Another seed than that of the comparison, so that nothing random passes for a constant.
+            with (
+                self._unchanged_buffers(),
+                seeded(1, device),
+                pyro.validation_enabled(False),
+                # sympy, which make_fx loads, adds a warning filter of its own.
+                warnings.catch_warnings(),
+            ):
                 traced = _lift(make_fx(step)(*inputs), leaves)
             with self._unchanged_buffers(), seeded(0, device), torch.no_grad():
                 found = traced(*leaves, *inputs)[0]
@@ -133,6 +147,11 @@ class TracedStep:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
+
+
+def _draws_outside_torch() -> tuple[Any, ...]:
+    """The state of the generators that no graph holds."""
+    return random.getstate(), str(np.random.get_state(legacy=False))
 
 
 def _lift(traced: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.GraphModule:

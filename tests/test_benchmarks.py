@@ -1,0 +1,128 @@
+"""The benchmarks run, and their hand-written rival computes what pvae computes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pvae
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PVAE_DATA_ROOT"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def read(path: Path) -> dict:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{path.name} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import common
+
+    yield common
+    sys.modules.pop("common")
+
+
+def check_steps(rows: list[dict]) -> None:
+    modes = ["pvae eager", "pvae traced", "hand-written torch", "Pyro SVI.step", "Pyro ELBOModule, one Adam"]
+    assert len(rows) == 2 * len({row["mode"] for row in rows})
+    assert set(modes) <= {row["mode"] for row in rows}
+    for row in rows:
+        assert 0 < row["lower_quartile"] <= row["ms_per_step"] <= row["upper_quartile"]
+        assert row["ratio"] > 0
+        assert row["ratio"] == 1 or row["mode"] != "hand-written torch"
+
+
+def check_mnist(rows: list[dict]) -> None:
+    assert [row["contestant"] for row in rows] == ["pvae", "hand-written"]
+    for row in rows:
+        assert row["train_seconds"] > row["epoch_seconds"] > 0
+        assert row["eval_seconds"] > 0
+        # 64 binary values: an untrained net with the mean's bias is at some 28 nats, coin flips at 44.
+        assert 15 < row["nll"] < 44
+        assert row["nll_standard_error"] > 0
+    assert rows[1]["train_ratio"] == rows[1]["epoch_ratio"] == rows[1]["eval_ratio"] == 1
+
+
+def test_all_benchmarks_run_and_end_in_one_table(tmp_path: Path) -> None:
+    result = run(BENCHMARKS / "run.py", "--smoke", "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    assert "pvae traced" in result.stdout
+    assert "NLL" in result.stdout
+    record = read(tmp_path / "rows.json")
+    check_steps([row for row in record["rows"] if row["benchmark"] == "step_modes"])
+    check_mnist([row for row in record["rows"] if row["benchmark"] == "mnist_burda"])
+    assert record["machine"]["threads"] >= 1
+
+
+def test_step_modes_runs_alone(tmp_path: Path) -> None:
+    result = run(BENCHMARKS / "step_modes.py", "--smoke", "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    check_steps(read(tmp_path / "rows.json")["rows"])
+
+
+def test_mnist_burda_runs_alone_on_digits(tmp_path: Path) -> None:
+    result = run(BENCHMARKS / "mnist_burda.py", "--smoke", "--epochs", "3", "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    record = read(tmp_path / "rows.json")
+    check_mnist(record["rows"])
+    assert record["data"]["name"] == "digits"
+    assert math.isfinite(record["nll_difference"])
+
+
+def test_mnist_burda_without_data_says_what_to_give() -> None:
+    result = run(BENCHMARKS / "mnist_burda.py")
+    assert result.returncode == 2
+    assert "--data-root" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_hand_written_rival_has_the_same_loss_and_gradients(common) -> None:
+    net = common.Net((1, 8, 8), (16, 12), 5)
+    torch.manual_seed(0)
+    model, guide = common.pair(net)
+    plain = common.PlainVAE(net)
+    plain.start_from(model, guide)
+    x = torch.bernoulli(torch.full((30, 1, 8, 8), 0.3))
+
+    objective = pvae.objectives.ELBO()
+    objective.bound(model, guide, x)
+    torch.manual_seed(1)
+    ours = -objective.bound(model, guide, x).mean()
+    torch.manual_seed(1)
+    theirs = plain.loss(x.flatten(1))
+    torch.testing.assert_close(theirs, ours)
+    leaves = [*guide.parameters(), *model.parameters()]
+    own = torch.autograd.grad(ours, leaves)
+    torch.testing.assert_close(torch.autograd.grad(theirs, [*plain.parameters()]), own, rtol=1e-4, atol=1e-5)
+
+
+def test_hand_written_rival_estimates_the_same_log_marginal(common) -> None:
+    net = common.Net((1, 8, 8), (16, 12), 2)
+    torch.manual_seed(0)
+    model, guide = common.pair(net)
+    plain = common.PlainVAE(net)
+    plain.start_from(model, guide)
+    x = torch.bernoulli(torch.full((150, 1, 8, 8), 0.3))
+
+    ours = pvae.log_marginal(model, guide, x, pvae.estimators.ImportanceSampling(3000))
+    theirs = plain.log_marginal(x.flatten(1), 3000, torch.Generator().manual_seed(0))
+    # Two independent estimates of equal error.
+    assert abs(theirs.mean().item() - ours.mean) < 5 * math.sqrt(2) * ours.mc_standard_error
