@@ -381,3 +381,17 @@ def test_run_goes_to_a_gpu_and_back(tmp_path):
     # A pair that lives on the GPU is loaded there, and comes back to the CPU.
     pvae.load(tmp_path / "gpu", *on_gpu)
     assert values(on_gpu, X).equal(values(pair, X))
+
+
+def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(4, 3).round()
+    model = pvae.models.VAE((3,), 2)
+    guide = pvae.guides.MeanField(model, x, hidden=(4,))
+    pvae.save(tmp_path, model, guide, x)
+    file = tmp_path / "checkpoint.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="truncated or corrupt .*its numbers do not match its checksum"):
+        pvae.load(tmp_path, model, guide)

@@ -1,5 +1,6 @@
 """Nothing that belongs to the whole process is changed by importing pvae, by calling it, or by an error inside it."""
 
+import importlib
 import logging
 import random
 import signal
@@ -23,6 +24,9 @@ from pvae.estimators import ImportanceSampling
 from pvae.objectives import IWAE
 from tests import own_pairs
 from tests.own_pairs import PAIRS
+
+# Torch loads these for the first optimizer of a process; sympy, which they load, adds a warning filter of its own.
+importlib.import_module("torch._dynamo")
 
 HOOKS = [name for name in vars(nn.modules.module) if name.startswith("_global") and name.endswith("hooks")]
 
@@ -65,7 +69,7 @@ def world():
 
 def assert_unchanged(before):
     after = world()
-    assert [part for part in before if before[part] != after[part]] == []
+    assert {part: (before[part],after[part]) for part in before if before[part] != after[part]} == {}
 
 
 def flags(pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -62,7 +63,7 @@ def write_run(
     state = {name: tensor.cpu().clone().contiguous() for name, tensor in parameters.state().items()}
     example = [{"shape": list(part.shape[1:]), "dtype": str(part.dtype).removeprefix("torch.")} for part in batch]
     config = {"format": _FORMAT, "recipe": recipe, "example_batch": example, **(record or {})}
-    _write(folder / _WEIGHTS, safetensors.torch.save(state))
+    _write(folder / _WEIGHTS, safetensors.torch.save(state, metadata={"sha256": _digest(state)}))
     _write(folder / _CONFIG, (json.dumps(plain(config), indent=2) + "\n").encode())
 
 
@@ -134,12 +135,26 @@ def load(
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"{file.parent} has no {file.name}; the run did not end, train it anew")
+    content = file.read_bytes()
     try:
-        return safetensors.torch.load(file.read_bytes())
+        state = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if header.get("__metadata__", {}).get("sha256", _digest(state)) != _digest(state):
+            raise ValueError("its numbers do not match its checksum")
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(
             f"{file} is truncated or corrupt ({str(error).splitlines()[0]}); restore it from a copy, or train anew"
         ) from None
+    return state
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes: safetensors itself notices a short file, but not a flipped bit."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -116,13 +115,7 @@ class TracedStep:
                 return None
         try:
             # Another seed than that of the comparison, so that nothing random passes for a constant.
-            with (
-                self._unchanged_buffers(),
-                seeded(1, device),
-                pyro.validation_enabled(False),
-                # sympy, which make_fx loads, adds a warning filter of its own.
-                warnings.catch_warnings(),
-            ):
+            with self._unchanged_buffers(), seeded(1, device), pyro.validation_enabled(False):
                 traced = _lift(make_fx(step)(*inputs), leaves)
             with self._unchanged_buffers(), seeded(0, device), torch.no_grad():
                 found = traced(*leaves, *inputs)[0]
