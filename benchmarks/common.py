@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import math
 import os
@@ -66,6 +67,7 @@ class PlainVAE(nn.Module):
 
     def __init__(self, net: Net) -> None:
         super().__init__()
+        self.latent_dim = net.latent_dim
         self.encoder = _mlp((net.x_dim, *net.hidden, 2 * net.latent_dim))
         self.decoder = _mlp((net.latent_dim, *net.hidden[::-1], net.x_dim))
 
@@ -131,11 +133,14 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], blocks: int) -> 
     """
     names = list(contestants)
     times: dict[str, list[float]] = {name: [] for name in names}
+    # What torch's modules hold is never garbage, and takes longer to search than a short turn takes to run.
+    gc.freeze()
     for block in range(blocks):
         first = block % len(names)
         for name in names[first:] + names[:first]:
             gc.collect()
             times[name].append(contestants[name]())
+    gc.unfreeze()
     return times
 
 
@@ -193,7 +198,7 @@ def show(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], not
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
+    for width_in, width_out in itertools.pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

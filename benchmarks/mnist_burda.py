@@ -196,10 +196,10 @@ class _HandWritten:
         self.generator = torch.Generator().manual_seed(0)
 
     def epoch(self) -> float:
-        """Train for one epoch; the mean loss per batch."""
+        """Train for one epoch; the mean loss per datum."""
         group = self.optimizer.param_groups[0]
         total = torch.zeros(())
-        for batch_index, batch in enumerate(shuffled(self.intensities, self.batch_size, self.generator), 1):
+        for batch in shuffled(self.intensities, self.batch_size, self.generator):
             # Setting the rate by hand costs less than a scheduler object.
             group["lr"] = LR / 2 * (1 + math.cos(math.pi * self.step / self.steps))
             x = torch.bernoulli(batch, generator=self.generator)
@@ -207,9 +207,9 @@ class _HandWritten:
             loss = self.plain.loss(x, self.generator)
             loss.backward()
             self.optimizer.step()
-            total += loss.detach()
+            total += loss.detach() * len(x)
             self.step += 1
-        return total.item() / batch_index
+        return total.item() / len(self.intensities)
 
 
 def _data(root: Path | None, smoke: bool) -> tuple[DataSet, Tensor]:
@@ -220,10 +220,10 @@ def _data(root: Path | None, smoke: bool) -> tuple[DataSet, Tensor]:
         loaded = pvae.data.load("digits", binarize="dynamic")
     else:
         raise ValueError("MNIST is needed: give --data-root FOLDER (or PVAE_DATA_ROOT) that holds MNIST/raw")
-    assert loaded.valid is not None and loaded.test is not None
+    splits = loaded.splits
     # All 60,000 images, as Burda does. Without a validation split fit does not validate, nor does the other loop.
-    train = torch.cat([loaded.train, loaded.valid])
-    train, test = (train[:200], loaded.test[:40]) if smoke else (train, loaded.test[:1000])
+    train = torch.cat([splits["train"], splits["valid"]])
+    train, test = (train[:200], splits["test"][:40]) if smoke else (train, splits["test"][:1000])
     data = DataSet(loaded.name, train, kind="unit", binarize="dynamic")
     return data, torch.bernoulli(test, generator=torch.Generator().manual_seed(0))
 

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Any, get_args, get_type_hints
 
 import pyro
 import pyro.distributions as dist
@@ -38,10 +38,10 @@ from common import (
     write_json,
 )
 from pyro.infer import SVI, Trace_ELBO
-from torch import Tensor
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
 
 import pvae
-from pvae.training.fit import StepMode
 
 COLUMNS = ("net, mode", "ms/step", "quartiles", "vs hand-written")
 BASELINE = "hand-written torch"
@@ -99,12 +99,12 @@ def _rows(net: Net, batch_size: int, steps: int, blocks: int) -> Rows:
     return rows
 
 
-def _modes() -> list[StepMode]:
+def _modes() -> list[Any]:
     """Every mode that `fit` knows, so that a new one needs no change here; "auto" only picks among them."""
-    return [mode for mode in get_args(StepMode) if mode != "auto"]
+    return [mode for mode in get_args(get_type_hints(pvae.fit)["step_mode"]) if mode != "auto"]
 
 
-def _time_fit(net: Net, x: Tensor, batch_size: int, mode: StepMode) -> float:
+def _time_fit(net: Net, x: Tensor, batch_size: int, mode: Any) -> float:
     """Milliseconds per step of `pvae.fit`, from the end of its first epoch to the end of its last."""
     torch.manual_seed(0)
     model, guide = pair(net)
@@ -156,39 +156,48 @@ def _hand_written(plain: PlainVAE) -> Step:
     return step
 
 
-class _PyroVAE:
-    """The pair as Pyro functions, as in Pyro's own VAE example; only `SVI.step` needs the nets registered."""
+class _Model(nn.Module):
+    """The model as a Pyro function, as in Pyro's own VAE example; only `SVI.step` needs its net registered."""
 
     def __init__(self, plain: PlainVAE, register: bool) -> None:
-        self.plain, self.register = plain, register
-        latent_dim = plain.decoder[0].in_features
-        self.zero, self.one = torch.zeros(latent_dim), torch.ones(latent_dim)
+        super().__init__()
+        self.decoder, self.register = plain.decoder, register
+        self.zero, self.one = torch.zeros(plain.latent_dim), torch.ones(plain.latent_dim)
 
-    def model(self, x: Tensor) -> None:
+    def forward(self, x: Tensor) -> None:
+        """Run the model on x (B, x_dim)."""
         if self.register:
-            pyro.module("decoder", self.plain.decoder)
+            pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.zero, self.one).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.plain.decoder(z)).to_event(1), obs=x)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
-    def guide(self, x: Tensor) -> None:
+
+class _Guide(nn.Module):
+    """The guide, likewise."""
+
+    def __init__(self, plain: PlainVAE, register: bool) -> None:
+        super().__init__()
+        self.encoder, self.register = plain.encoder, register
+        self.posterior = plain.posterior
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on x (B, x_dim)."""
         if self.register:
-            pyro.module("encoder", self.plain.encoder)
+            pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(*self.plain.posterior(x)).to_event(1))
+            pyro.sample("z", dist.Normal(*self.posterior(x)).to_event(1))
 
 
 def _svi(plain: PlainVAE) -> Step:
-    functions = _PyroVAE(plain, register=True)
-    # PyroOptim makes one optimizer per tensor; fused is still the fastest it can be told to make.
-    optimizer = pyro.optim.Adam({"lr": 1e-3, "fused": True})
-    return SVI(functions.model, functions.guide, optimizer, Trace_ELBO()).step
+    # PyroOptim makes one optimizer per tensor; fused is the fastest it can be told to make.
+    optimizer = PyroOptim(torch.optim.Adam, {"lr": 1e-3, "fused": True})
+    return SVI(_Model(plain, register=True), _Guide(plain, register=True), optimizer, Trace_ELBO()).step
 
 
 def _elbo_module(plain: PlainVAE) -> Step:
-    functions = _PyroVAE(plain, register=False)
-    loss = Trace_ELBO()(functions.model, functions.guide)
-    optimizer = fused_adam([*plain.parameters()])
+    loss = Trace_ELBO()(_Model(plain, register=False), _Guide(plain, register=False))
+    optimizer = fused_adam([*loss.parameters()])
 
     def step(x: Tensor) -> None:
         optimizer.zero_grad()

@@ -13,8 +13,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.objectives.objective import Objective, site_without_gradient
-from pvae.params import called_modules, find_parameters, private_store, seeded
-from pvae.sites import Batch, Site, as_batch, data_plate, plates_of, random_sites
+from pvae.params import called_modules, failure, find_parameters, private_store, seeded
+from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
 from pvae.weights import unmatched_sites
 
 __all__ = ["Finding", "check", "require", "require_support"]
@@ -86,12 +86,13 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     with torch.no_grad(), seeded(0, batch[0].device), called_modules(), pyro.validation_enabled(False):
         for place, function in (("guide", guide), ("model", model)):
             try:
-                traces[place] = poutine.trace(poutine.replay(function, trace=replayed)).get_trace(*batch)
+                # Called inside the handlers, not through them: that would add a table of shapes to an error.
+                with poutine.trace() as run, poutine.replay(trace=replayed):
+                    function(*batch)
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-                shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-                reason = " ".join(str(error).split())
-                return [*findings, Finding(place, f"fails on a batch of shape {shapes}: {reason}", "see the shapes")]
-            replayed = traces[place]
+                found, _, fix = failure(error, batch).partition("; ")
+                return [*findings, Finding(place, found, fix or "see the shapes")]
+            traces[place] = replayed = run.trace
     sites = {place: random_sites(trace) for place, trace in traces.items()}
     findings += _matching(sites["guide"], sites["model"])
     for place, trace in traces.items():
@@ -112,7 +113,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
         findings += [
             Finding(
                 f"site '{name}'",
-                f"{type(site['fn']).__name__} has no pathwise gradient",
+                f"{type(base_of(site['fn'])).__name__} has no pathwise gradient",
                 "use a reparameterised distribution, or pyro's TraceGraph_ELBO for score-function gradients",
             )
             for name, site in sites["guide"].items()
@@ -136,7 +137,7 @@ def _matching(guide: dict[str, Site], model: dict[str, Site]) -> list[Finding]:
         what = "observed in" if name in model else "absent from"
         fix = f"drop it, or rename it to one of {sorted(missing)}" if missing else "drop it from the guide"
         findings.append(Finding(f"site '{name}'", f"is in the guide but {what} the model", fix))
-    for name in guide.keys() & model.keys():
+    for name in [name for name in guide if name in model and name not in extra]:
         shapes = [tuple(site[name]["fn"].event_shape) for site in (guide, model)]
         if shapes[0] != shapes[1]:
             fix = "build the guide for this model, with the same to_event"
@@ -176,10 +177,7 @@ def _support(name: str, site: Site) -> list[Finding]:
         return []
     if not bool((~inside).any()):
         return []
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    likelihood = type(base).__name__
+    likelihood = type(base_of(fn)).__name__
     low, high = value.min().item(), value.max().item()
     grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
     fix = (

@@ -27,6 +27,7 @@ __all__ = [
     "as_device",
     "called_modules",
     "evaluation",
+    "failure",
     "find_parameters",
     "home",
     "private_store",
@@ -169,9 +170,17 @@ def running(what: str, batch: Batch) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the {what} cannot run on a batch of shape {shapes}: {reason}") from error
+        raise ValueError(f"the {what} {failure(error, batch)}") from error
+
+
+def failure(error: Exception, batch: Batch) -> str:
+    """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
+    shapes = ", ".join(str(tuple(part.shape)) for part in batch)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    fix = ""
+    if "Shape mismatch inside plate" in reason:
+        fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"
+    return f"cannot run on a batch of shape {shapes}: {reason}{fix}"
 
 
 def as_device(device: torch.device | str) -> torch.device:

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from pvae.params import called_modules, private_store, running, seeded
 
-__all__ = ["LatentSite", "Plate", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
+__all__ = ["LatentSite", "Plate", "base_of", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
 
 Batch = tuple[Tensor, ...]
 Site = Any
@@ -58,6 +58,13 @@ def random_sites(trace: poutine.Trace) -> dict[str, Site]:
         and not isinstance(site["fn"], _Subsample)
         and not (site["infer"] or {}).get("_deterministic")
     }
+
+
+def base_of(distribution: Any) -> Any:
+    """The distribution inside `to_event`, masks, expansions and transforms: the one a person would name."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def plates_of(site: Site) -> tuple[Plate, ...]:

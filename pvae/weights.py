@@ -54,7 +54,7 @@ class Layout:
 
     `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
-    `data_plates` names the plates over the data, of guide and model: subsampling ones get the batch in order.
+    `data_plates` names the plates over the data, of guide and model, which may have to hold those copies.
     """
 
     nesting: int
@@ -192,13 +192,13 @@ def run_pair(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samp
     Raises: ValueError if a site lies outside the data plate.
     """
     num_data, nesting = len(batch[0]), layout.nesting
-    with _InOrder(layout.data_plates):
-        if num_samples == 1:
+    if num_samples == 1:
+        guide_trace, model_trace = _traces(model, guide, batch)
+    elif layout.vectorizes:
+        with pyro.plate(_PARTICLES, num_samples, dim=-1 - nesting):
             guide_trace, model_trace = _traces(model, guide, batch)
-        elif layout.vectorizes:
-            with pyro.plate(_PARTICLES, num_samples, dim=-1 - nesting):
-                guide_trace, model_trace = _traces(model, guide, batch)
-        else:
+    else:
+        with _InOrder(layout.data_plates):
             guide_trace, model_trace = _traces(model, guide, _copies(batch, num_samples))
     rows = num_data if layout.vectorizes else num_data * num_samples
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
@@ -268,7 +268,7 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layou
         own_dims = event_dim + max(-plate.dim for plate in plates_of(site) if plate.name != _PARTICLES)
         draws[name] = long.reshape(long.shape[long.dim() - own_dims :])
     try:
-        with _Given(draws):
+        with _Given(draws), _InOrder(layout.data_plates):
             copied = run_pair(model, guide, _copies(batch, num_samples), 1, layout).log_weights()
     except Exception:  # then the copies are no way out
         return True
@@ -306,9 +306,9 @@ class _Given(Messenger):
 
 
 class _InOrder(Messenger):
-    """Give a subsampling plate over the data its batch in order, however many copies of it there are.
+    """Give a subsampling plate over the data its batch in order, for it would refuse to hold more copies than data.
 
-    The batch is the subsample already. Index draws would spend random numbers and refuse more copies than data.
+    The batch is the subsample already, so no index is needed.
     """
 
     def __init__(self, names: frozenset[str]) -> None:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pyro
 import pytest
+import torch
+
+# The nets of the tests are small: a second thread gains nothing, and waits long for a busy core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ pictures are 8 x 8, so 64 values wide.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -153,20 +154,37 @@ def bare():
     return Pair(model, guide, reals(12, 4))
 
 
-def exact():
-    """The same model with its exact posterior as the guide, which shares the model's parameters."""
-    model, _, batch = bare()
+def exact(total=None, factor=1.0, kept=None):
+    """A pair whose guide is the exact posterior and shares the model's parameters.
 
-    def guide(x):
+    It may stand in a plate that subsamples `total` data, under a scale `factor`, or under a mask `kept` over data.
+    """
+
+    def parameters():
         weight = pyro.param("weight", lambda: torch.linspace(0.5, 1.5, 4))
         loc = pyro.param("loc", torch.zeros(4))
-        noise = pyro.param("noise", torch.tensor(1.0), constraint=constraints.positive)
+        return weight, loc, pyro.param("noise", torch.tensor(1.0), constraint=constraints.positive)
+
+    @contextmanager
+    def surroundings(x):
+        plate = pyro.plate("data", total, subsample_size=len(x)) if total else pyro.plate("data", len(x))
+        with plate, poutine.scale(scale=factor), poutine.mask(mask=torch.tensor(True) if kept is None else kept):
+            yield
+
+    def model(x):
+        weight, loc, noise = parameters()
+        with surroundings(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(weight * z + loc, noise).to_event(1), obs=x)
+
+    def guide(x):
+        weight, loc, noise = parameters()
         precision = 1 + (weight / noise) ** 2
-        with pyro.plate("data", len(x)):
+        with surroundings(x):
             mean = weight * (x - loc) / noise**2 / precision
             pyro.sample("z", dist.Normal(mean, precision.rsqrt()).to_event(1))
 
-    return Pair(model, guide, batch)
+    return Pair(model, guide, reals(12, 4))
 
 
 # --- PyroModule, with a constrained PyroParam

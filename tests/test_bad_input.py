@@ -449,7 +449,7 @@ DAMAGE = {
     "flip in a name": (
         "checkpoint.safetensors",
         lambda old, other: flipped(old, old.index(b"encoder")),
-        ["belong to another pair", "missing mean_field$$$encoder", "not in this pair"],
+        ["truncated or corrupt", "do not match its checksum"],
     ),
     "flip in a dtype": (
         "checkpoint.safetensors",

@@ -211,11 +211,27 @@ def test_draws_codes_and_reconstructions_are_what_the_nets_say():
 # --- plates, scales and masks
 
 
-@pytest.mark.parametrize("name", ["other_plate", "subsampling", "annealed", "masked_data"])
+@pytest.mark.parametrize("name", ["other_plate", "annealed", "masked_data"])
 def test_scales_and_data_masks_do_not_reach_log_p(name):
     expected, found = log_marginal(own_pairs.plain()), log_marginal(PAIRS[name]())
     torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.ess, expected.ess, rtol=1e-6, atol=0)
+
+
+def test_the_scale_of_a_subsampling_plate_does_not_reach_log_p():
+    # The plate draws indices, as Pyro has it, so the particles are others than those of the plain pair.
+    expected, found = log_marginal(own_pairs.plain()), log_marginal(PAIRS["subsampling"]())
+    error = (expected.mc_standard_errors.square() + found.mc_standard_errors.square()).sqrt()
+    assert ((found.values - expected.values).abs() < 5 * error).all()
+    assert (5 * error < (TOTAL / 12 - 1) * expected.values.abs() / 5).all()
+
+
+@pytest.mark.parametrize("wrap", [{"total": 120}, {"factor": 0.1}, {"kept": torch.arange(12) > 3}])
+def test_no_wrapping_changes_an_exact_answer(wrap):
+    # Each weight of the exact guide is log p(x), so here the draws of the plate make no difference.
+    expected, found = log_marginal(own_pairs.exact(), 10), log_marginal(own_pairs.exact(**wrap), 10)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.ess, torch.full((12,), 10.0).double(), rtol=1e-6, atol=0)
 
 
 def test_scales_and_masks_do_reach_training():
@@ -223,7 +239,6 @@ def test_scales_and_masks_do_reach_training():
     parts = weights(plain, 1)
     kl = parts.log_guide - parts.log_prior
     expected = {
-        "subsampling": TOTAL / 12 * -parts.values.sum(),
         "annealed": -(parts.log_likelihood - 0.1 * kl).sum(),
         "masked_data": -parts.values[:, torch.arange(12) % 3 > 0].sum(),
     }
@@ -231,6 +246,14 @@ def test_scales_and_masks_do_reach_training():
         pair = PAIRS[name]()
         torch.manual_seed(0)
         assert ELBO().loss(pair.model, pair.guide, pair.batch) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_subsampling_plate_scales_the_loss():
+    plain, subsampling = own_pairs.exact(), own_pairs.exact(total=120)
+    for objective in (ELBO(), IWAE(3)):
+        expected = objective.loss(plain.model, plain.guide, plain.batch)
+        found = objective.loss(subsampling.model, subsampling.guide, subsampling.batch)
+        assert found == pytest.approx(10 * expected, rel=1e-5)
 
 
 def test_subsampling_plate_takes_more_copies_than_it_has_data():
@@ -244,6 +267,7 @@ def test_subsampling_plate_takes_more_copies_than_it_has_data():
         assert losses[1] == pytest.approx(TOTAL / 12 * losses[0], rel=1e-5)
     found = log_marginal(own_pairs.subsampling(strict=True), batch_size=5)
     expected = log_marginal(own_pairs.plain(strict=True), batch_size=5)
+    # The copies get no index draws, so the particles are the same.
     torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=0)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import statistics
 import time
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 import pvae
 from pvae.objectives import ELBO, IWAE
 from pvae.params import find_parameters, private_store
+from pvae.sites import as_batch
 from pvae.training import linear_warmup
 from pvae.training.step import EagerStep, TracedStep
 from tests import own_pairs
@@ -31,19 +31,13 @@ def data_for(name):
 
 def state_of(pair):
     with private_store(pair.model, pair.guide):
-        found = find_parameters(pair.model, pair.guide, (data_for_pair(pair),))
+        found = find_parameters(pair.model, pair.guide, as_batch(pair.batch))
         return {name: tensor.clone() for name, tensor in found.state().items()}
 
 
-def data_for_pair(pair):
-    return pair.batch if isinstance(pair.batch, torch.Tensor) else pair.batch[0]
-
-
 def train(pair, data, step_mode, **options):
-    return pvae.fit(
-        pair.model, pair.guide, data, **{"steps": 30, "batch_size": 5, "lr": 1e-2, **options},
-        step_mode=step_mode, seed=3, progress=False,
-    )  # fmt: skip
+    settings = {"steps": 30, "batch_size": 5, "lr": 1e-2, "seed": 3, "progress": False, **options}
+    return pvae.fit(pair.model, pair.guide, data, step_mode=step_mode, **settings)
 
 
 OPTIONS = {
@@ -51,7 +45,6 @@ OPTIONS = {
     "analytic ELBO": {"objective": lambda: ELBO(kl="analytic")},
     "IWAE": {"objective": lambda: IWAE(5)},
     "KL schedule": {"kl_schedule": linear_warmup(20)},
-    "IWAE under a KL schedule": {"objective": lambda: IWAE(5), "kl_schedule": linear_warmup(20)},
     "clip_norm": {"clip_norm": 0.5},
     "EMA": {"ema": 0.9},
     "inference_steps": {"inference_steps": 3},
@@ -59,11 +52,22 @@ OPTIONS = {
         "optimizer": lambda leaves: torch.optim.SGD(leaves, lr=1e-2, momentum=0.9),
         "schedule": "cosine",
     },
+    "all at once": {
+        "objective": lambda: IWAE(5),
+        "kl_schedule": linear_warmup(20),
+        "clip_norm": 0.5,
+        "ema": 0.9,
+        "inference_steps": 2,
+    },
 }
+# The second pair has dropout and BatchNorm, and its nets want copies of the batch.
+CASES = [
+    *(("closures", option) for option in OPTIONS),
+    *(("convolutional", option) for option in ("sampled ELBO", "analytic ELBO", "all at once")),
+]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", ["closures", "convolutional"])
+@pytest.mark.parametrize(("name", "option"), CASES)
 def test_traced_training_is_eager_training(name, option):
     options = dict(OPTIONS[option])
     make = options.pop("objective", ELBO)
@@ -73,7 +77,7 @@ def test_traced_training_is_eager_training(name, option):
     second = train(traced, data, "traced", objective=make(), **options)
     assert (first.step_mode, second.step_mode) == ("eager", "traced")
     torch.testing.assert_close(second.losses, first.losses, rtol=1e-5, atol=0)
-    # Weights, and for the second pair the running statistics of BatchNorm, which has dropout beside it too.
+    # Weights, and with them the running statistics of BatchNorm.
     states = state_of(eager), state_of(traced)
     assert any("running_mean" in key for key in states[0]) == (name == "convolutional")
     for key, value in states[0].items():
@@ -117,7 +121,6 @@ class Odd(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
-GENERATOR = np.random.default_rng(0)
 ODDITIES = {
     "branches on data": (lambda x: 2.0 if x[0, 0] > 0 else 1.0, "erroring out"),
     "draws with numpy": (lambda x: 1 + 1e-6 * float(np.random.rand()), "it draws random numbers from numpy or Python"),
@@ -156,13 +159,14 @@ def test_a_private_numpy_generator_is_noticed(caplog):
 
 
 def steps_for(pair, objective):
+    """An eager step, its traced twin and the names of their leaves; call inside a private store."""
+
     def loss(batch, kl_weight):
         return -objective.bound(pair.model, pair.guide, batch, kl_weight).mean()
 
-    with private_store(pair.model, pair.guide, keep=True):
-        parameters = find_parameters(pair.model, pair.guide, (pair.batch,))
+    parameters = find_parameters(pair.model, pair.guide, (pair.batch,))
     eager = EagerStep(loss, parameters)
-    return eager, TracedStep(eager, parameters), parameters
+    return eager, TracedStep(eager, parameters), list(parameters.leaves)
 
 
 def test_gradients_are_the_eager_ones_and_tell_what_took_no_part():
@@ -174,8 +178,8 @@ def test_gradients_are_the_eager_ones_and_tell_what_took_no_part():
         plain.model(x)
 
     pair = Pair(model, plain.guide, plain.batch)
-    with private_store(model, plain.guide, keep=True):
-        eager, traced, parameters = steps_for(pair, ELBO())
+    with private_store(model, plain.guide):
+        eager, traced, names = steps_for(pair, ELBO())
         torch.manual_seed(0)
         loss, gradients = eager((pair.batch,), 1.0)
         torch.manual_seed(0)
@@ -183,7 +187,7 @@ def test_gradients_are_the_eager_ones_and_tell_what_took_no_part():
     assert traced.fallback is None
     torch.testing.assert_close(traced_loss, loss, rtol=1e-6, atol=0)
     assert not traced_loss.requires_grad
-    without = [name for name, gradient in zip(parameters.leaves, traced_gradients, strict=True) if gradient is None]
+    without = [name for name, gradient in zip(names, traced_gradients, strict=True) if gradient is None]
     assert without == ["unused$$$weight", "unused$$$bias"]
     assert any(gradient.abs().max() > 0.1 for gradient in gradients if gradient is not None)
     torch.testing.assert_close(traced_gradients, gradients, rtol=1e-4, atol=1e-6)
@@ -192,9 +196,7 @@ def test_gradients_are_the_eager_ones_and_tell_what_took_no_part():
 def burda():
     """Burda's net with one stochastic layer: 784-200-200-50, tanh."""
     torch.manual_seed(0)
-    decoder = nn.Sequential(
-        nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 784)
-    )  # fmt: skip
+    decoder = nn.Sequential(nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 784))
     encoder = nn.Sequential(nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 100))
 
     def model(x):
@@ -213,26 +215,28 @@ def burda():
 
 
 def speed_up():
-    """Median time of an eager step and update over that of a traced one, in blocks that take turns."""
+    """Time of eager steps and updates over that of traced ones: of blocks that take turns, the fastest of each.
+
+    What else the machine does only adds time, so the fastest block tells most about the step.
+    """
     pair = burda()
     with private_store(pair.model, pair.guide):
-        eager, traced, parameters = steps_for(pair, ELBO())
-        leaves = list(parameters.leaves.values())
-        optimizer = torch.optim.Adam(leaves, lr=1e-4, fused=True)
+        eager, traced, _ = steps_for(pair, ELBO())
+        optimizer = torch.optim.Adam(eager.leaves, lr=1e-4, fused=True)
 
-        def block(step, count=15):
+        def block(step, count=8):
             started = time.perf_counter()
             for _ in range(count):
                 _, gradients = step((pair.batch,), 1.0)
-                for leaf, gradient in zip(leaves, gradients, strict=True):
+                for leaf, gradient in zip(eager.leaves, gradients, strict=True):
                     leaf.grad = gradient
                 optimizer.step()
             return time.perf_counter() - started
 
         block(eager), block(traced)
-        times = [(block(eager), block(traced)) for _ in range(7)]
+        times = [(block(eager), block(traced)) for _ in range(12)]
     assert traced.fallback is None
-    return statistics.median(a for a, _ in times) / statistics.median(b for _, b in times)
+    return min(a for a, _ in times) / min(b for _, b in times)
 
 
 def test_traced_steps_are_faster():

@@ -9,7 +9,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pvae.estimators.stream import Estimate, WeightStream
-from pvae.sites import Batch
+from pvae.sites import Batch, base_of
 from pvae.weights import check_num_samples, read_layout, run_pair
 
 __all__ = ["ImportanceSampling", "PriorSampling"]
@@ -52,7 +52,7 @@ class ImportanceSampling:
         for start in range(0, self.num_samples, chunk):
             run = run_pair(model, guide, batch, min(chunk, self.num_samples - start), layout)
             for name, site in run.guide.items():
-                if isinstance(_base(site["fn"]), Delta):
+                if isinstance(base_of(site["fn"]), Delta):
                     raise ValueError(
                         f"the guide draws '{name}' from a point (Delta), whose weights estimate nothing; train "
                         "MeanField on the same model, or estimate with PriorSampling"
@@ -71,12 +71,6 @@ class PriorSampling(ImportanceSampling):
     def estimate(self, model: Any, guide: Any, batch: Batch) -> Estimate:
         """log p(x) per datum of one batch, (B,); the guide is not used."""
         return self._stream(model, None, batch)
-
-
-def _base(distribution: Any) -> Any:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def _finite(log_weights: Tensor) -> Tensor:

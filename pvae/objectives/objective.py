@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.sites import Site, as_batch
+from pvae.sites import Site, as_batch, base_of
 from pvae.weights import Layout, PairRun, check_num_samples, read_layout, run_pair
 
 __all__ = ["Objective", "site_without_gradient"]
@@ -47,8 +47,9 @@ class Objective(pyro.infer.ELBO):
         run = run_pair(model, guide, batch, self.num_samples, self._layout[2])
         for name, site in run.guide.items():
             if torch.is_grad_enabled() and site_without_gradient(site):
+                family = type(base_of(site["fn"])).__name__
                 raise ValueError(
-                    f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no pathwise gradient; "
+                    f"site '{name}' is drawn from {family}, which has no pathwise gradient; "
                     "use a reparameterised distribution, or pyro's TraceGraph_ELBO for score-function gradients"
                 )
         return run
