@@ -393,5 +393,5 @@ def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="truncated or corrupt .*its numbers do not match its checksum"):
+    with pytest.raises(ValueError, match=r"truncated or corrupt .*its numbers do not match its checksum"):
         pvae.load(tmp_path, model, guide)
