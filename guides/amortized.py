@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pvae.nets import MLP
+from pvae.nets import MLP, glorot
 from pvae.params import called_modules
 from pvae.sites import LatentSite, as_batch, latent_sites
 
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
             # In evaluation mode, so that a look at the width changes no batch statistics.
             with torch.no_grad(), called_modules():
                 features = net(*batch).shape[-1]
-        self.head = nn.Linear(features, num_outputs)
+        self.head = glorot(nn.Linear(features, num_outputs))
         like = next((part for part in batch if part.is_floating_point()), None)
         if like is not None and net is None:
             self.to(like.dtype)

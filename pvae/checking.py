@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,8 +17,6 @@ from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, ra
 from pvae.weights import unmatched_sites
 
 __all__ = ["Finding", "check", "require", "require_support"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,11 @@ def check(
 
 
 def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> None:
-    """Raise ValueError with every error that `check` finds, log its warnings; call inside a private store."""
-    findings = _findings(model, guide, batch, objective)
-    for finding in findings:
-        if finding.level == "warning":
-            log.warning("%s", finding)
-    errors = [str(finding) for finding in findings if finding.level == "error"]
+    """Raise ValueError with every error that `check` finds before training; call inside a private store.
+
+    Its warnings are about evaluation: in training, batch statistics are where they belong.
+    """
+    errors = [str(finding) for finding in _findings(model, guide, batch, objective) if finding.level == "error"]
     if errors:
         raise ValueError(" | ".join(errors))
 

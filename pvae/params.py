@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import CellType
+from dataclasses import dataclass, field, is_dataclass
+from types import CellType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,7 +54,9 @@ class Source(Protocol):
 Bare = dict[str, tuple[Tensor, Any]]
 """Name -> (unconstrained leaf, constraint) of each bare `pyro.param`."""
 
-_bare_of: weakref.WeakKeyDictionary[Any, Bare] = weakref.WeakKeyDictionary()
+# By the id of the function or object that states them: objects may be equal, or have no hash, and still be two pairs.
+_bare_of: dict[int, Bare] = {}
+_without_weakref: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Parameters:
     """What one run of a pair touched: leaves to train, buffers to save, modules to switch to evaluation.
 
     `leaves` maps Pyro's name to the unconstrained tensor that an optimizer steps; `guide_only` holds the
-    names that the model does not use; `unregistered` names modules whose parameters no `pyro.module` states.
+    names that the model does not use; `unregistered` names modules whose parameters no `pyro.module` states;
+    `functions` are the pair's own.
     """
 
     leaves: dict[str, Tensor]
@@ -69,6 +73,7 @@ class Parameters:
     modules: tuple[nn.Module, ...]
     guide_only: frozenset[str] = field(default_factory=frozenset)
     unregistered: tuple[str, ...] = ()
+    functions: tuple[Stochastic, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +114,24 @@ class Parameters:
             tensor.copy_(state[name])
 
     def to(self, device: torch.device | str) -> None:
-        """Move leaves, buffers and modules to `device`, keeping every tensor's identity."""
+        """Move leaves, buffers and modules to `device`; a leaf stays the same tensor, a module may replace a buffer."""
+        places = {id(buffer): (module, name) for module in self.modules for name, buffer in module._buffers.items()}
         for module in self.modules:
             module.to(device)
         for leaf in self.leaves.values():
             leaf.data = leaf.data.to(device)
+        for full_name, (module, name) in {full: places[id(buffer)] for full, buffer in self.buffers.items()}.items():
+            self.buffers[full_name] = module.get_buffer(name)
+
+    def settings(self) -> tuple[Any, ...]:
+        """What the pair may read from Python while it runs, in a form to compare.
+
+        Numbers, words, flags and which tensors (no parameters), in the attributes of its modules and objects, in
+        closures and in globals; of short lists, dicts, namespaces and dataclasses what they hold.
+        """
+        held = [value for function in self.functions for value in _reach(function)]
+        attributes = [vars(module)[name] for module in self.modules for name in vars(module).keys() - _MODULE_MACHINERY]
+        return tuple(_setting(value) for value in (*held, *attributes))
 
 
 def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
@@ -139,6 +157,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
         leaves=leaves,
         buffers=_named_buffers(list(everything), leaves),
         modules=tuple(everything),
+        functions=(model,) if guide is None else (model, guide),
         guide_only=frozenset(own),
         unregistered=tuple(
             type(module).__name__
@@ -200,17 +219,42 @@ def home(*functions: Stochastic | None) -> torch.device:
     for function in functions:
         if function is None:
             continue
-        for leaf, _ in _bare_of.get(_owner(function), {}).values():
+        for leaf, _ in _bare_of.get(id(_owner(function)), {}).values():
             return leaf.device
-        code, owner = getattr(function, "__code__", None), getattr(function, "__self__", None)
-        holders = [function, owner, *getattr(owner, "__dict__", {}).values()]
-        holders += [_contents(cell) for cell in getattr(function, "__closure__", None) or ()]
-        holders += [getattr(function, "__globals__", {}).get(name) for name in getattr(code, "co_names", ())]
-        for holder in holders:
+        for holder in _reach(function):
             if isinstance(holder, nn.Module):
                 for tensor in holder.parameters():
                     return tensor.device
     return torch.device("cpu")
+
+
+def _reach(function: Stochastic) -> list[Any]:
+    """What a function can read: itself, its object and that one's attributes, its closure, and globals it names."""
+    owner = getattr(function, "__self__", None)
+    attributes = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
+    inner = getattr(function, "forward", function)
+    cells = getattr(inner, "__closure__", None) or ()
+    names = getattr(getattr(inner, "__code__", None), "co_names", ())
+    space = getattr(inner, "__globals__", {})
+    return [function, owner, *attributes.values(), *map(_contents, cells), *(space.get(name) for name in names)]
+
+
+_MOST_ITEMS = 100  # longer ones are data, and this is read at every step
+_MODULE_MACHINERY = vars(nn.Module()).keys() - {"training", "_buffers"}
+
+
+def _setting(value: Any, depth: int = 2) -> Any:
+    if isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if isinstance(value, Tensor):
+        return None if value.requires_grad else id(value)
+    if isinstance(value, (SimpleNamespace, Namespace)) or is_dataclass(value):
+        value = getattr(value, "__dict__", {})
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)) or len(value) > _MOST_ITEMS or depth == 0:
+        return None
+    return tuple(_setting(item, depth - 1) for item in value)
 
 
 def _contents(cell: CellType) -> Any:
@@ -269,7 +313,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator
         bare = {name: (leaf.detach().clone().requires_grad_(), rule) for name, (leaf, rule) in bare.items()}
     owners = [_owner(function) for function in functions if function is not None]
     for owner in reversed(owners):
-        bare |= _bare_of.get(owner, {})
+        bare |= _bare_of.get(id(owner), {})
     inner = {
         "params": {name: leaf for name, (leaf, _) in bare.items()},
         "constraints": {name: constraint for name, (_, constraint) in bare.items()},
@@ -280,7 +324,8 @@ def private_store(*functions: Stochastic | None, keep: bool = False) -> Iterator
         finally:
             if keep:
                 kept = _bare(store.get_state())
-                _bare_of.update((owner, kept) for owner in owners)
+                for owner in owners:
+                    _remember(owner, kept)
 
 
 def _bare(state: Any) -> Bare:
@@ -294,8 +339,17 @@ def _bare(state: Any) -> Bare:
 
 def _owner(function: Stochastic | None) -> Any:
     """What outlives a call: a bound method is a new object at each access, so its object stands for it."""
-    owner = getattr(function, "__self__", function)
-    return owner if isinstance(owner, Hashable) else type(owner)
+    return getattr(function, "__self__", function)
+
+
+def _remember(owner: Any, bare: Bare) -> None:
+    """Keep values as long as their owner lives."""
+    if id(owner) not in _bare_of:
+        try:
+            weakref.finalize(owner, _bare_of.pop, id(owner), None).atexit = False
+        except TypeError:  # an object with slots may take no weak reference; its id must not go to another
+            _without_weakref.append(owner)
+    _bare_of[id(owner)] = bare
 
 
 @contextmanager

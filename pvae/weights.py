@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -80,12 +81,17 @@ class PairRun:
 
     def log_weights(self) -> LogWeights:
         """Unscaled weights: no plate scale, no `poutine.scale` and no subsampling mask takes part."""
-        return self._collect(_log_prob)
+        masks = _shared_mask(self.model), _shared_mask(self.guide)
+        return self._collect(*(partial(_log_prob, shared_mask=mask) for mask in masks))
 
     def scaled_log_weights(self) -> LogWeights:
         """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
         plate_scale = self._plate_scale()
-        return self._collect(lambda site, mask: scale_and_mask(_log_prob(site, None), site["scale"] / plate_scale))
+
+        def log_prob(site: Site) -> Tensor:
+            return scale_and_mask(_log_prob(site), site["scale"] / plate_scale)
+
+        return self._collect(log_prob, log_prob)
 
     @property
     def data_scale(self) -> float:
@@ -108,28 +114,26 @@ class PairRun:
             scale = site["scale"] / plate_scale
             prior = self.model.get(name)
             if prior is None:
-                terms.append(scale_and_mask(_log_prob(site, None), scale))
+                terms.append(scale_and_mask(_log_prob(site), scale))
                 continue
             try:
                 divergence = kl_divergence(site["fn"], prior["fn"])
                 terms.append(scale_and_mask(divergence, scale, site["mask"]))
             except NotImplementedError:
-                log_prior = scale_and_mask(_log_prob(prior, None), prior["scale"] / plate_scale)
-                terms.append(scale_and_mask(_log_prob(site, None), scale) - log_prior)
+                log_prior = scale_and_mask(_log_prob(prior), prior["scale"] / plate_scale)
+                terms.append(scale_and_mask(_log_prob(site), scale) - log_prior)
         return self._sum(terms, self.guide_plate)
 
-    def _collect(self, log_prob: Callable[[Site, Any], Tensor]) -> LogWeights:
+    def _collect(self, of_model: Callable[[Site], Tensor], of_guide: Callable[[Site], Tensor]) -> LogWeights:
         prior: list[Tensor] = []
         likelihood: list[Tensor] = []
-        mask = _shared_mask(self.model)
         for site in self.model.values():
-            (likelihood if site["is_observed"] else prior).append(log_prob(site, mask))
+            (likelihood if site["is_observed"] else prior).append(of_model(site))
         log_prior = self._sum(prior, self.model_plate)
         if self.guide_plate is None:
             log_guide = log_prior
         else:
-            mask = _shared_mask(self.guide)
-            log_guide = self._sum([log_prob(site, mask) for site in self.guide.values()], self.guide_plate)
+            log_guide = self._sum([of_guide(site) for site in self.guide.values()], self.guide_plate)
         return LogWeights(self._sum(likelihood, self.model_plate), log_prior, log_guide)
 
     def _sum(self, log_probs: list[Tensor], plate: Plate | None) -> Tensor:
@@ -334,7 +338,7 @@ def _same(mask: Any, other: Any) -> bool:
     return mask is other
 
 
-def _log_prob(site: Site, shared_mask: Any) -> Tensor:
+def _log_prob(site: Site, shared_mask: Any = None) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"])
     mask = site["mask"]
     if mask is None or _same(mask, shared_mask):

@@ -301,7 +301,7 @@ def annealed(factor=0.1):
 
 
 def masked_data():
-    """Every site leaves out each third datum, as for padding; the mask is made anew in model and guide."""
+    """Every site leaves out each third datum, as for padding; the mask is made anew for each of them."""
     nets = Nets()
 
     def kept(x):
@@ -309,9 +309,11 @@ def masked_data():
 
     def model(x):
         pyro.module("nets", nets)
-        with pyro.plate("data", len(x)), poutine.mask(mask=kept(x)):
-            z = pyro.sample("z", PRIOR)
-            pyro.sample("x", nets.likelihood(z), obs=x)
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=kept(x)):
+                z = pyro.sample("z", PRIOR)
+            with poutine.mask(mask=kept(x)):
+                pyro.sample("x", nets.likelihood(z), obs=x)
 
     def guide(x):
         pyro.module("nets", nets)

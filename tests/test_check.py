@@ -213,7 +213,8 @@ def test_batch_statistics_are_a_warning(caplog):
     assert (str(finding), finding.level) == (line, "warning")
     with caplog.at_level(logging.WARNING, logger="pvae"):
         pvae.fit(*pair, steps=1, progress=False)
-    assert [(r.levelname, r.getMessage()) for r in caplog.records if r.name.startswith("pvae")] == [("WARNING", line)]
+    # Training is where batch statistics belong, so it says nothing.
+    assert not [record for record in caplog.records if record.name.startswith("pvae")]
     pair.model.__self__.eval()
     assert pvae.check(*pair) == []
 

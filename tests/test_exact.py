@@ -164,7 +164,7 @@ def test_trained_linear_vae_is_probabilistic_pca():
     best = LinearGaussian.maximum_likelihood(x, 3).log_prob(x).mean()
     model = LinearGaussian(10, 3).double()
     guide = MeanField(model, x, encoder=nn.Identity()).double()
-    pvae.fit(model, guide, x, objective=ELBO(kl="analytic"), steps=3000, batch_size=200, lr=2e-2, schedule="cosine")
+    pvae.fit(model, guide, x, objective=ELBO(kl="analytic"), steps=5000, batch_size=250, lr=4e-2, schedule="cosine")
     reached = model.log_prob(x).mean()
     assert best - 1e-2 < reached <= best + 1e-9
     directions = torch.linalg.eigh(x.T.cov(correction=0)).eigenvectors.flip(1)[:, :3]

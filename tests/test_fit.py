@@ -74,6 +74,7 @@ def test_any_data_loader_trains_and_is_evaluated():
     ]
     assert len(losses[0]) == 6
     assert torch.equal(*losses)
+    pvae.fit(model, guide, x, steps=300, batch_size=60, lr=1e-2)
     whole = pvae.log_marginal(model, guide, DataLoader(x, batch_size=25))
     assert whole.values.shape == (60,)
     other = pvae.log_marginal(model, guide, x, batch_size=25)

@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -125,6 +126,7 @@ ODDITIES = {
     "branches on data": (lambda x: 2.0 if x[0, 0] > 0 else 1.0, "erroring out"),
     "draws with numpy": (lambda x: 1 + 1e-6 * float(np.random.rand()), "it draws random numbers from numpy or Python"),
     "draws with Python": (lambda x: 1 + 1e-6 * random.random(), "it draws random numbers from numpy or Python"),
+    "reads torch's seed": (lambda x: 1 + np.random.default_rng(torch.initial_seed()).random(), "its graph gives loss"),
 }
 
 
@@ -153,6 +155,137 @@ def test_a_private_numpy_generator_is_noticed(caplog):
     assert result.step_mode == "eager"
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
     assert line.startswith("training steps run eagerly, the pair cannot be traced: its graph gives loss ")
+
+
+# --- what the pair reads from Python
+
+SWITCH = {"factor": 1.0}
+
+
+class Settings(nn.Module):
+    """A pair whose loss has a factor in many places, all of them 1 at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = own_pairs.Nets()
+        self.norm = nn.Dropout(0.5)
+        self.factor, self.loose = 1.0, torch.tensor(1.0)
+        self.closed, self.listed, self.space = {"factor": 1.0}, [[1.0]], SimpleNamespace(factor=1.0)
+        closed, listed, space = self.closed, self.listed, self.space
+
+        def model(x):
+            factor = closed["factor"] * listed[0][0] * space.factor
+            self.observe(x, factor * self.factor * self.loose * SWITCH["factor"])
+
+        self.model = model
+
+    def observe(self, x, factor):
+        pyro.module("nets", self.nets)
+        with pyro.plate("data", len(x)):
+            z = self.norm(pyro.sample("z", own_pairs.PRIOR))
+            with pyro.poutine.scale(scale=factor):
+                pyro.sample("x", self.nets.likelihood(z), obs=x)
+
+    def guide(self, x):
+        pyro.module("nets", self.nets)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.nets.posterior(x))
+
+
+CHANGES = {
+    "an attribute": lambda pair, value: setattr(pair, "factor", value),
+    "a tensor in its place": lambda pair, value: setattr(pair, "loose", torch.tensor(value)),
+    "a tensor filled": lambda pair, value: pair.loose.fill_(value),
+    "a closed-over dict": lambda pair, value: pair.closed.update(factor=value),
+    "a nested list": lambda pair, value: pair.listed[0].__setitem__(0, value),
+    "a namespace": lambda pair, value: setattr(pair.space, "factor", value),
+    "a global": lambda pair, value: SWITCH.update(factor=value),
+    "a training flag": lambda pair, value: pair.norm.train(value == 3.0),
+}
+
+
+def train_while_changing(change, step_mode, values):
+    """Losses of training where `change` sets the next value after each epoch of three steps."""
+    pair, left = Settings(), list(values)
+    try:
+        return pvae.fit(
+            pair.model,
+            pair.guide,
+            pictures(12),
+            epochs=len(values),
+            batch_size=4,
+            step_mode=step_mode,
+            callbacks=[lambda record: change(pair, left.pop(0)) and None],
+            progress=False,
+        )
+    finally:
+        SWITCH.update(factor=1.0)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_settings_that_change_reach_the_traced_step(what):
+    values = [2.0, 3.0, 3.0, 1.0]
+    eager, traced, still = (
+        train_while_changing(change, mode, values)
+        for change, mode in ((CHANGES[what], "eager"), (CHANGES[what], "traced"), (lambda pair, value: None, "eager"))
+    )
+    assert traced.step_mode == "traced"
+    torch.testing.assert_close(traced.losses, eager.losses, rtol=1e-5, atol=0)
+    assert not eager.losses.equal(still.losses)
+
+
+def test_settings_that_keep_changing_are_left_to_eager_steps(caplog):
+    values = [1 + 0.1 * epoch for epoch in range(12)]
+    eager, traced = (train_while_changing(CHANGES["an attribute"], mode, values) for mode in ("eager", "auto"))
+    assert traced.step_mode == "eager"
+    torch.testing.assert_close(traced.losses, eager.losses, rtol=1e-5, atol=0)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
+    assert line == (
+        "training steps run eagerly, the pair cannot be traced: its Python attributes keep changing, which a graph "
+        "would freeze"
+    )
+
+
+def test_a_pair_that_changes_its_own_settings_is_left_to_eager_steps(caplog):
+    """Annealing by counting calls, too slow for one call to show in the loss."""
+
+    def counting():
+        pair = Settings()
+        count = [0]
+
+        def model(x):
+            count[0] += 1
+            pair.observe(x, 1 + 1e-7 * count[0])
+
+        return Pair(model, pair.guide, pictures(12))
+
+    result = train(counting(), pictures(12), "auto")
+    assert result.step_mode == "eager"
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
+    assert line == (
+        "training steps run eagerly, the pair cannot be traced: it changes its own attributes when it runs, which a "
+        "graph would not"
+    )
+
+
+def test_long_and_circular_lists_cost_no_step():
+    pair = own_pairs.plain()
+    circle = [0.5]
+    circle.append(circle)
+    data = list(range(100_000))
+
+    def model(x):
+        assert len(data) > len(circle)
+        pair.model(x)
+
+    with private_store(model, pair.guide):
+        parameters = find_parameters(model, pair.guide, (pair.batch,))
+    assert parameters.settings() == parameters.settings()
+    circle[0] = 0.7
+    started = time.perf_counter()
+    for _ in range(100):
+        parameters.settings()
+    assert time.perf_counter() - started < 100 * 2e-3
 
 
 # --- a step by itself

@@ -15,11 +15,11 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
 }
-_NUM_TRAIN = 55_000
+_NUM_TRAIN = 58_000
 
 
 def load_torchvision(name: str, class_name: str, root: str | Path | None, download: bool) -> DataSet:
-    """Images (1, 28, 28) in [0, 1] with labels, 55,000/5,000/10,000 in file order, under root/class_name/raw.
+    """Images (1, 28, 28) in [0, 1] with labels, 58,000/2,000/10,000 in file order, under root/class_name/raw.
 
     Raises ValueError if the files are missing and not downloaded, cannot be downloaded, or are damaged.
     """

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, ...]
 Gradients = list[Tensor | None]
+_MOST_SETTINGS = 8
 Loss = Callable[[Batch, Tensor | float], Tensor]
 
 
@@ -69,7 +70,8 @@ class TracedStep:
     Handlers, distributions and the param store leave the hot loop; random operations stay in the graph and draw
     afresh each time. A graph is used only if it repeats the eager loss from the same random state; a pair that
     does not (it branches on data, or draws outside torch) goes on eagerly, with one log line that says why.
-    What a model reads from Python attributes is fixed when traced: let what changes be a tensor or a buffer.
+    A graph freezes the settings that the pair reads from Python (`Parameters.settings`), so it is traced anew when
+    they change, a few times; let what changes often be one tensor that is filled.
     """
 
     def __init__(self, eager: EagerStep, parameters: Parameters) -> None:
@@ -82,8 +84,11 @@ class TracedStep:
         """Loss and gradients from the graph for this batch's shape."""
         if self.fallback is not None:
             return self.eager(batch, kl_weight)
-        key = (*((part.shape, part.dtype) for part in batch), isinstance(kl_weight, Tensor))
+        key = (self.parameters.settings(), *((part.shape, part.dtype) for part in batch), isinstance(kl_weight, Tensor))
         if key not in self._graphs:
+            if len({settings for settings, *_ in (key, *self._graphs)}) > _MOST_SETTINGS:
+                self._fall_back("its Python attributes keep changing, which a graph would freeze")
+                return self.eager(batch, kl_weight)
             graph = self._trace(batch, kl_weight)
             if graph is None:
                 return self.eager(batch, kl_weight)
@@ -108,10 +113,13 @@ class TracedStep:
         inputs = (*batch, kl_weight) if isinstance(kl_weight, Tensor) else batch
         device = batch[0].device
         with self._unchanged_buffers(), seeded(0, device):
-            before = _draws_outside_torch()
+            draws, settings = _draws_outside_torch(), self.parameters.settings()
             expected, _ = self.eager(batch, kl_weight)
-            if _draws_outside_torch() != before:
+            if _draws_outside_torch() != draws:
                 self._fall_back("it draws random numbers from numpy or Python, which a graph would freeze")
+                return None
+            if self.parameters.settings() != settings:
+                self._fall_back("it changes its own attributes when it runs, which a graph would not")
                 return None
         try:
             # Another seed than that of the comparison, so that nothing random passes for a constant.
