@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from pvae.contexts import called_modules
 from pvae.nets import MLP, glorot
-from pvae.params import called_modules
 from pvae.sites import LatentSite, as_batch, latent_sites
 
 __all__ = ["Encoder", "constrained", "free_shape", "read"]

@@ -11,9 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pvae.contexts import called_modules, failure, seeded
 from pvae.objectives.objective import Objective, site_without_gradient
-from pvae.params import called_modules, failure, find_parameters, private_store, seeded
+from pvae.params import find_parameters
 from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
+from pvae.store import private_store
 from pvae.weights import unmatched_sites
 
 __all__ = ["Finding", "check", "require", "require_support"]

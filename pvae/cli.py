@@ -88,7 +88,7 @@ def train(
     import pvae
     from pvae import recipes
     from pvae.commands import flat_for, free_folder, objective_for, own_function, start_at_mean, widths
-    from pvae.params import seeded
+    from pvae.contexts import seeded
     from pvae.training.checkpoint import amend_config
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]

@@ -9,9 +9,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
-from pvae.params import evaluation, private_store, seeded, settle
+from pvae.params import settle
 from pvae.sites import Site, random_sites
+from pvae.store import private_store
 from pvae.weights import Layout, check_num_samples, run_pair
 
 __all__ = ["encode", "reconstruct", "sample"]

@@ -12,7 +12,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.params import called_modules, private_store, running, seeded
+from pvae.contexts import called_modules, running, seeded
+from pvae.store import private_store
 
 __all__ = ["LatentSite", "Plate", "base_of", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
 

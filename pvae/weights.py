@@ -20,8 +20,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvae.params import called_modules, private_store, seeded
+from pvae.contexts import called_modules, seeded
 from pvae.sites import Batch, Plate, Site, as_batch, data_plate, plate_nesting, plates_of, random_sites
+from pvae.store import private_store
 
 __all__ = ["Layout", "LogWeights", "PairRun", "log_weights", "read_layout", "run_pair"]
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import pvae
 from pvae.cli import app
 from pvae.commands import own_function
-from pvae.params import seeded
+from pvae.contexts import seeded
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", 2, "--hidden", 16, "--latent-dim", 2, "--batch-size", 500, "--step-mode", "eager"]

@@ -190,6 +190,28 @@ def test_a_callback_sees_every_epoch_and_may_stop():
     assert seen == [1, 2, 3]
 
 
+def test_trained_values_are_shown_within_their_constraints():
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.tensor(0.0)), 0.7))
+
+    torch.manual_seed(0)
+    x = torch.randn(500) * math.sqrt(1 + 0.5**2)
+    values = pvae.fit(model, guide, x, steps=1500, batch_size=500, lr=2e-2, schedule="cosine").parameters
+    assert set(values) == {"scale", "slope"}
+    # With the guide's scale s fixed at 0.7, the ELBO is greatest at slope 1 / (1 + v) and v = E (x - z)^2.
+    v, slope = values["scale"].item() ** 2, values["slope"].item()
+    assert slope == pytest.approx(1 / (1 + v), abs=0.03)
+    assert v == pytest.approx((1 - slope) ** 2 * x.square().mean().item() + 0.7**2, abs=0.03)
+    assert len(pyro.get_param_store()) == 0
+
+
 def test_inference_steps_train_the_guide_alone():
     model, guide, x = small()
     before = weights_of(model), weights_of(guide)

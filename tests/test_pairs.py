@@ -15,11 +15,12 @@ from torch.distributions import Bernoulli, Normal
 from torch.nn import functional
 
 import pvae
-from pvae import params
+from pvae import params, store
 from pvae.estimators import ImportanceSampling, PriorSampling
 from pvae.objectives import ELBO, IWAE
-from pvae.params import home, private_store
+from pvae.params import home
 from pvae.sites import as_batch
+from pvae.store import private_store
 from pvae.weights import read_layout
 from tests import own_pairs
 from tests.own_pairs import OBSERVED, PAIRS, TOTAL, Pair, pictures
@@ -458,12 +459,12 @@ def test_equal_objects_are_two_pairs(options):
 def test_what_was_trained_goes_with_its_pair():
     pair = own_pairs.exact()
     gc.collect()
-    held = len(params._bare_of)
+    held = len(store._bare_of)
     fit(pair, steps=1)
-    assert len(params._bare_of) == held + 2
+    assert len(store._bare_of) == held + 2
     del pair
     gc.collect()
-    assert len(params._bare_of) == held
+    assert len(store._bare_of) == held
 
 
 class Dropping(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pvae.contexts import seeded
 from pvae.data.dataset import DataSet
-from pvae.params import seeded
 
 __all__ = ["Batches", "Data"]
 

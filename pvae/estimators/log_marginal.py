@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from pvae.checking import require_support
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.stream import Estimate
-from pvae.params import evaluation, private_store, seeded, settle
+from pvae.params import settle
 from pvae.progress import Progress
 from pvae.sites import Batch
+from pvae.store import private_store
 
 __all__ = ["Estimator", "LogMarginal", "log_marginal"]
 

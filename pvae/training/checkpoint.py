@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pvae.data.batches import Batches
-from pvae.params import Parameters, as_device, find_parameters, home, private_store
+from pvae.params import Parameters, as_device, find_parameters, home
+from pvae.store import private_store
 from pvae.training.metrics import plain
 
 __all__ = ["amend_config", "load", "read_config", "save", "write_run"]

@@ -15,13 +15,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import pvae
 from pvae.checking import require
+from pvae.contexts import seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.params import private_store, seeded, settle
+from pvae.params import settle
 from pvae.progress import Progress
+from pvae.store import private_store
 from pvae.training.checkpoint import write_run
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
@@ -42,6 +44,7 @@ class FitResult:
             kl_weight, seconds.
         losses: the loss of every step, nats per datum, (steps,).
         best_epoch: the epoch whose weights the pair now has (with early stopping), else the last.
+        parameters: the trained values by Pyro's name (a copy, within their constraints), `pyro.param`s included.
         step_mode: how steps ran in the end: "eager" or "traced".
         data: the record of what was trained on.
     """
@@ -51,6 +54,7 @@ class FitResult:
     history: list[Record]
     losses: Tensor
     best_epoch: int
+    parameters: dict[str, Tensor]
     step_mode: str
     data: dict[str, Any]
 
@@ -140,8 +144,9 @@ def fit(
         loop.prepare(optimizer, lr, cosine(total) if schedule == "cosine" else schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
-        with seeded(seed, parameters.device):
+        with seeded(seed, parameters.device), loop.gradients_put_back():
             history, best_epoch = loop.run(source, valid, total, early_stopping, callbacks, bar)
+        values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         if folder:
             record = {
                 "pvae": pvae.__version__,
@@ -160,6 +165,7 @@ def fit(
         history=history,
         losses=torch.tensor(loop.losses, dtype=torch.float64),
         best_epoch=best_epoch,
+        parameters=values,
         step_mode="traced" if isinstance(loop.step, TracedStep) and loop.step.fallback is None else "eager",
         data=source.describe(),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import pyro.infer
@@ -14,9 +14,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.objectives.objective import Objective
-from pvae.params import Parameters, evaluation, seeded
+from pvae.params import Parameters
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
 from pvae.training.nonfinite import describe_nonfinite
@@ -80,6 +81,16 @@ class Loop:
         self.scheduler = schedule(self.optimizer) if schedule else None
         self.average = WeightAverage(self.leaves, ema) if ema is not None else None
 
+    @contextmanager
+    def gradients_put_back(self) -> Iterator[None]:
+        """The gradients that the user had on the parameters are there again afterwards."""
+        held = [leaf.grad for leaf in self.leaves]
+        try:
+            yield
+        finally:
+            for leaf, gradient in zip(self.leaves, held, strict=True):
+                leaf.grad = gradient
+
     def run(
         self,
         source: Batches,
@@ -89,26 +100,7 @@ class Loop:
         callbacks: Sequence[Callable[[Record], object]],
         bar: Progress,
     ) -> tuple[list[Record], int]:
-        """Train for `total` steps; returns the history and the epoch whose weights the pair ends with.
-
-        The gradients that the user had on the parameters are there again afterwards.
-        """
-        held = [leaf.grad for leaf in self.leaves]
-        try:
-            return self._run(source, valid, total, patience, callbacks, bar)
-        finally:
-            for leaf, gradient in zip(self.leaves, held, strict=True):
-                leaf.grad = gradient
-
-    def _run(
-        self,
-        source: Batches,
-        valid: Batches | None,
-        total: int,
-        patience: int | None,
-        callbacks: Sequence[Callable[[Record], object]],
-        bar: Progress,
-    ) -> tuple[list[Record], int]:
+        """Train for `total` steps; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         best, best_epoch, best_state = -torch.inf, 0, None
         task = bar.task("training", total)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae.params import Parameters, seeded
+from pvae.contexts import seeded
+from pvae.params import Parameters
+from pvae.settings import settings_of
 
 __all__ = ["EagerStep", "PyroStep", "Step", "TracedStep"]
 
@@ -70,7 +72,7 @@ class TracedStep:
     Handlers, distributions and the param store leave the hot loop; random operations stay in the graph and draw
     afresh each time. A graph is used only if it repeats the eager loss from the same random state; a pair that
     does not (it branches on data, or draws outside torch) goes on eagerly, with one log line that says why.
-    A graph freezes the settings that the pair reads from Python (`Parameters.settings`), so it is traced anew when
+    A graph freezes the settings that the pair reads from Python (`pvae.settings`), so it is traced anew when
     they change, a few times; let what changes often be one tensor that is filled.
     """
 
@@ -84,7 +86,7 @@ class TracedStep:
         """Loss and gradients from the graph for this batch's shape."""
         if self.fallback is not None:
             return self.eager(batch, kl_weight)
-        key = (self.parameters.settings(), *((part.shape, part.dtype) for part in batch), isinstance(kl_weight, Tensor))
+        key = (self._settings(), *((part.shape, part.dtype) for part in batch), isinstance(kl_weight, Tensor))
         if key not in self._graphs:
             if len({settings for settings, *_ in (key, *self._graphs)}) > _MOST_SETTINGS:
                 self._fall_back("its Python attributes keep changing, which a graph would freeze")
@@ -100,6 +102,9 @@ class TracedStep:
         gradients = iter(flat)
         return loss, [next(gradients) if flag else None for flag in used]
 
+    def _settings(self) -> tuple[Any, ...]:
+        return settings_of(self.parameters.functions, self.parameters.modules)
+
     def _trace(self, batch: Batch, kl_weight: Tensor | float) -> tuple[fx.GraphModule, list[bool]] | None:
         leaves = self.eager.leaves
         used: list[bool] = []
@@ -113,12 +118,12 @@ class TracedStep:
         inputs = (*batch, kl_weight) if isinstance(kl_weight, Tensor) else batch
         device = batch[0].device
         with self._unchanged_buffers(), seeded(0, device):
-            draws, settings = _draws_outside_torch(), self.parameters.settings()
+            draws, settings = _draws_outside_torch(), self._settings()
             expected, _ = self.eager(batch, kl_weight)
             if _draws_outside_torch() != draws:
                 self._fall_back("it draws random numbers from numpy or Python, which a graph would freeze")
                 return None
-            if self.parameters.settings() != settings:
+            if self._settings() != settings:
                 self._fall_back("it changes its own attributes when it runs, which a graph would not")
                 return None
         try:
