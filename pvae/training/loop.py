@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyro.infer
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -163,10 +163,10 @@ class Loop:
                 f"step {self.step_count}: loss {value:.4g}, gradient norm {norm.item():.4g}; {where}. The weights of "
                 f"step {self.step_count - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
             )
+        shrink = None if self.clip_norm is None else (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            leaf.grad = gradient
-        if self.clip_norm is not None:
-            clip_grads_with_norm_(self.leaves, self.clip_norm, norm)
+            # Not in place: two leaves may have been given one and the same gradient.
+            leaf.grad = gradient if shrink is None or gradient is None else gradient * shrink
         self.optimizer.step()
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()

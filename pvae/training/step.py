@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pvae.contexts import seeded
 from pvae.params import Parameters
 from pvae.settings import settings_of
+from pvae.training.graph import flatten
 
 __all__ = ["EagerStep", "PyroStep", "Step", "TracedStep"]
 
@@ -129,7 +130,7 @@ class TracedStep:
         try:
             # Another seed than that of the comparison, so that nothing random passes for a constant.
             with self._unchanged_buffers(), seeded(1, device), pyro.validation_enabled(False):
-                traced = _lift(make_fx(step)(*inputs), leaves)
+                traced = flatten(make_fx(step)(*inputs), leaves)
             with self._unchanged_buffers(), seeded(0, device), torch.no_grad():
                 found = traced(*leaves, *inputs)[0]
         except Exception as error:  # whatever tracing trips over, the eager step is right
@@ -158,26 +159,3 @@ class TracedStep:
 def _draws_outside_torch() -> tuple[Any, ...]:
     """The state of the generators that no graph holds."""
     return random.getstate(), str(np.random.get_state(legacy=False))
-
-
-def _lift(traced: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.GraphModule:
-    """Turn the leaves that a trace holds as constants into its first inputs, and drop what nothing uses."""
-    graph = traced.graph
-    index = {id(leaf): position for position, leaf in enumerate(leaves)}
-    first = next(iter(graph.nodes))
-    with graph.inserting_before(first):
-        inputs = [graph.placeholder(f"leaf_{position}") for position in range(len(leaves))]
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and id(getattr(traced, node.target)) in index:
-            node.replace_all_uses_with(inputs[index[id(getattr(traced, node.target))]])
-            graph.erase_node(node)
-        elif node.op == "call_function" and node.target in _NO_OPS:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
-
-
-_NO_OPS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
