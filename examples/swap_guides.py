@@ -1,9 +1,10 @@
 """One model, several guides: how far each guide's bound lies below log p(x), on real digits.
 
 The model is trained once with the mean-field guide. Each guide is then trained against the frozen model, and log p(x)
-is estimated with it as the proposal. What to see: the bounds differ, the estimates of log p(x) agree within their
-errors (it is one model), and the better guide has the lower k-hat and the larger effective sample size. The figure
-shows the k-hat of every test digit under each guide.
+is estimated with it as the proposal. What to see: it is one model, so the estimates of log p(x) agree within their
+errors (-23.366 and -23.369, both +- 0.002), whatever the guide. On these small digits the posterior is nearly
+mean-field, so the full covariance gains little: the share of digits with untrusted weights falls from 4 % to 2 %. The
+figure shows the k-hat of every test digit under each guide.
 
     python examples/swap_guides.py [--smoke] [--out swap_guides.png]
 """
