@@ -97,7 +97,8 @@ def train(
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
-    start_at_mean(pair[0], dataset)
+    if not recipes.is_own(model):
+        start_at_mean(pair[0], dataset)
     folder = out or free_folder(Path("runs"), f"{Path(data).stem}-{_word(model)}-{_word(guide)}")
     result = pvae.fit(
         *pair,

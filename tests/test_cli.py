@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
@@ -454,3 +455,18 @@ def test_no_words_give_the_help():
     result = as_in_a_shell()
     assert (result.returncode, result.stderr) == (2, "")
     assert result.stdout.split() == as_in_a_shell("--help").stdout.split()
+
+
+def test_a_user_s_own_decoder_starts_where_the_user_put_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_vae.py").write_text(
+        "import torch, pvae\n"
+        "model = pvae.models.VAE((1, 8, 8), 2)\n"
+        "guide = pvae.guides.MeanField(model, torch.zeros(2, 1, 8, 8), hidden=(8,))\n"
+    )
+    own = ["--model", "own_vae.py:model", "--guide", "own_vae.py:guide"]
+    options = ["--binarize", "dynamic", "--epochs", "1", "--lr", "1e-12", "--out", "run"]
+    assert CliRunner().invoke(app, ["train", *own, *options]).exit_code == 0
+    weights = safetensors.torch.load_file("run/checkpoint.safetensors")
+    # The last layer's bias is 0 in a fresh MLP, and up to -7 at the logit of the pixels' means.
+    assert weights["vae$$$decoder.layers.4.bias"].abs().max() < 1e-6

@@ -246,17 +246,18 @@ class Breaks(nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, 1.0))
             # The density at 0 has no bound as the scale falls, so every step pushes towards the wall.
-            pyro.sample("x", dist.Normal(torch.zeros_like(x), self.wall.sqrt(), validate_args=False), obs=x)
+            pyro.sample("x", dist.Normal(torch.zeros_like(x), self.wall.sqrt()), obs=x)
 
 
+@pytest.mark.parametrize("validated", [True, False])
 @pytest.mark.parametrize("step_mode", ["eager", "traced"])
-def test_a_loss_that_is_not_finite_names_step_site_and_parameter_and_keeps_the_last_weights(step_mode):
+def test_a_loss_that_is_not_finite_names_step_site_and_parameter_and_keeps_the_last_weights(step_mode, validated):
     torch.manual_seed(0)
     x = torch.zeros(20)
     model = Breaks()
     guide = MeanField(model, x, hidden=(4,))
     path = []
-    with pytest.raises(FloatingPointError) as caught, pyro.validation_enabled(False):
+    with pytest.raises(FloatingPointError) as caught, pyro.validation_enabled(validated):
         pvae.fit(
             model,
             guide,

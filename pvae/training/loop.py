@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import pyro
 import pyro.infer
 import torch
 from torch import Tensor
@@ -151,7 +152,14 @@ class Loop:
 
     def _train_step(self, batch: tuple[Tensor, ...]) -> float:
         weight = torch.tensor(self._kl_weight(), device=batch[0].device) if self.kl_schedule else 1.0
-        loss, gradients = self.step(batch, weight)
+        try:
+            loss, gradients = self.step(batch, weight)
+        except ValueError:
+            # Pyro's validation refuses a nan with a page of numbers; without it, the loss shows what it is.
+            with pyro.validation_enabled(False):
+                loss, gradients = self.step(batch, weight)
+            if torch.isfinite(loss):
+                raise
         self.step_count += 1
         if self.step_count % self.inference_steps:
             gradients = [g if own else None for g, own in zip(gradients, self.for_guide, strict=True)]
