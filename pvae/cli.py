@@ -78,7 +78,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 100,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     schedule: Annotated[str | None, typer.Option(help="cosine, or leave out for a constant rate.")] = None,
-    step_mode: Annotated[str, typer.Option(help="auto, eager or traced.")] = "auto",
+    step_mode: Annotated[str, typer.Option(help="auto, eager, traced, compiled or graph.")] = "auto",
     seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the run; by default under runs/.")] = None,

@@ -213,6 +213,7 @@ def test_config_says_what_was_run(tmp_path):
         "seed": 7,
         "batch_size": 10,
         "steps": 4,
+        "step_mode": "eager",
         "best_epoch": 2,
     }
     assert text.startswith('{\n  "format": 1,\n')

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
 from pvae.objectives import ELBO
-from pvae.training.graph import flatten
+from pvae.graphs.flatten import flatten
 
 
 def flat(function, leaves, *inputs):

@@ -53,6 +53,11 @@ class Batches:
         """Batches in one epoch."""
         return len(self._loader) if self._loader is not None else -(-len(self._parts[0]) // self._size)
 
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether a function of the user's may run between batches."""
+        return self._loader is not None
+
     def example(self) -> tuple[Tensor, ...]:
         """The first batch, to look at the pair with; on the device, observed."""
         # A DataLoader draws its order from torch's global generator, which a look must not change.

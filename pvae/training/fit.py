@@ -27,8 +27,6 @@ from pvae.store import private_store
 from pvae.training.checkpoint import write_run
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
-from pvae.training.schedules import cosine
-from pvae.training.step import TracedStep
 
 __all__ = ["FitResult", "fit"]
 
@@ -45,7 +43,7 @@ class FitResult:
         losses: the loss of every step, nats per datum, (steps,).
         best_epoch: the epoch whose weights the pair now has (with early stopping), else the last.
         parameters: the trained values by Pyro's name (a copy, within their constraints), `pyro.param`s included.
-        step_mode: how steps ran in the end: "eager" or "traced".
+        step_mode: how steps ran in the end: "eager", "traced", "compiled" or "graph".
         data: the record of what was trained on.
     """
 
@@ -106,7 +104,10 @@ def fit(
         ema: decay of a moving average of the weights, which validation and the trained pair then use.
         early_stopping: epochs without a better validation bound to wait; the best weights are restored.
         inference_steps: train the guide alone on all but every n-th step.
-        step_mode: "eager", "traced", or "auto" to trace what can be traced.
+        step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
+            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
+            be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
+            random numbers and agree to rounding; as "auto" goes by the clock, name a mode to repeat a long run bit by bit.
         device: where to train; by default where the pair is.
         seed: of the order of data, binarisation, and all draws.
         out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
@@ -122,7 +123,7 @@ def fit(
     _check_arguments(epochs, steps, lr, clip_norm, early_stopping, inference_steps, step_mode)
     _check_functions(objective, optimizer, schedule, kl_schedule)
     objective = ELBO() if objective is None else objective
-    if not isinstance(objective, Objective) and (kl_schedule or step_mode == "traced"):
+    if not isinstance(objective, Objective) and (kl_schedule or step_mode not in ("auto", "eager")):
         raise ValueError(
             f"{type(objective).__name__} is Pyro's own: it takes no KL schedule and runs eagerly; use pvae.objectives"
         )
@@ -139,13 +140,15 @@ def fit(
             raise ValueError("the pair has no parameters to train; register its nets with pyro.module")
         if valid is not None:
             valid.to(parameters.device)
+        if step_mode == "graph" and parameters.device.type != "cuda":
+            raise ValueError(f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'")
         require(model, guide, source.example(), objective)
-        loop = Loop(model, guide, objective, parameters, step_mode, clip_norm, inference_steps, kl_schedule)
-        loop.prepare(optimizer, lr, cosine(total) if schedule == "cosine" else schedule, ema)
+        loop = Loop(model, guide, objective, parameters, step_mode, clip_norm, inference_steps, kl_schedule, total)
+        loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back():
-            history, best_epoch = loop.run(source, valid, total, early_stopping, callbacks, bar)
+            history, best_epoch = loop.run(source, valid, early_stopping, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         if folder:
             record = {
@@ -156,6 +159,7 @@ def fit(
                 "seed": seed,
                 "batch_size": batch_size,
                 "steps": loop.step_count,
+                "step_mode": loop.step.mode,
                 "best_epoch": best_epoch,
             }
             write_run(folder, parameters, source.example(), None, record)
@@ -163,10 +167,10 @@ def fit(
         model=model,
         guide=guide,
         history=history,
-        losses=torch.tensor(loop.losses, dtype=torch.float64),
+        losses=torch.tensor(loop.ledger.losses, dtype=torch.float64),
         best_epoch=best_epoch,
         parameters=values,
-        step_mode="traced" if isinstance(loop.step, TracedStep) and loop.step.fallback is None else "eager",
+        step_mode=loop.step.mode,
         data=source.describe(),
     )
 

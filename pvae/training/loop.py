@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +12,6 @@ import pyro
 import pyro.infer
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -21,12 +21,15 @@ from pvae.objectives.objective import Objective
 from pvae.params import Parameters
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
+from pvae.training.ledger import Ledger
 from pvae.training.nonfinite import describe_nonfinite
+from pvae.training.schedules import cosine
 from pvae.training.step import EagerStep, PyroStep, Step, TracedStep
+from pvae.training.update import Update
 
 __all__ = ["Loop", "Record", "StepMode"]
 
-StepMode = Literal["auto", "eager", "traced"]
+StepMode = Literal["auto", "eager", "traced", "compiled", "graph"]
 Record = dict[str, Any]
 
 
@@ -43,31 +46,37 @@ class Loop:
         clip_norm: float | None,
         inference_steps: int,
         kl_schedule: Callable[[int], float] | None,
+        total: int,
     ) -> None:
         self.model, self.guide, self.objective, self.parameters = model, guide, objective, parameters
-        self.clip_norm, self.inference_steps, self.kl_schedule = clip_norm, inference_steps, kl_schedule
+        self.inference_steps, self.kl_schedule, self.total = inference_steps, kl_schedule, total
         self.leaves = list(parameters.leaves.values())
-        self.for_guide = [name in parameters.guide_only for name in parameters.leaves]
-        self.step = self._make_step(step_mode)
         self.step_count = 0
-        self.losses: list[float] = []
+        self.ledger = Ledger(parameters.device)
+        self.step = self._make_step(step_mode, self.leaves, clip_norm)
+        for_guide = [leaf for name, leaf in parameters.leaves.items() if name in parameters.guide_only]
+        if inference_steps > 1 and not for_guide:
+            raise ValueError("inference_steps trains the guide alone, and it has no parameters of its own; leave it out")
+        self.guide_step = self._make_step(step_mode, for_guide, clip_norm) if inference_steps > 1 else self.step
 
-    def _make_step(self, step_mode: StepMode) -> Step:
+    def _make_step(self, step_mode: StepMode, leaves: list[Tensor], clip_norm: float | None) -> Step:
         objective = self.objective
         if not isinstance(objective, Objective):
-            return PyroStep(objective, self.model, self.guide, self.parameters)
+            return PyroStep(objective, self.model, self.guide, leaves, clip_norm)
 
         def loss(batch: tuple[Tensor, ...], kl_weight: Tensor | float) -> Tensor:
             return -objective.bound(self.model, self.guide, batch, kl_weight).mean()
 
-        eager = EagerStep(loss, self.parameters)
-        return eager if step_mode == "eager" else TracedStep(eager, self.parameters)
+        eager = EagerStep(loss, leaves, clip_norm)
+        if step_mode == "eager":
+            return eager
+        return TracedStep(eager, self.parameters, step_mode, lambda: self.total - self.step_count)
 
     def prepare(
         self,
         optimizer: Callable[[Iterable[Tensor]], Optimizer] | None,
         lr: float,
-        schedule: Callable[[Optimizer], LRScheduler] | None,
+        schedule: Literal["cosine"] | Callable[[Optimizer], LRScheduler] | None,
         ema: float | None,
     ) -> None:
         """Build the optimizer and what goes with it over the parameters that were found."""
@@ -79,8 +88,12 @@ class Loop:
                 f"optimizer must make a torch optimizer from parameters, got {type(self.optimizer).__name__}; "
                 "give for example lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
             )
-        self.scheduler = schedule(self.optimizer) if schedule else None
+        make_scheduler = cosine(self.total) if schedule == "cosine" else schedule
+        self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+        self.update = Update(self.optimizer)
         self.average = WeightAverage(self.leaves, ema) if ema is not None else None
+        # Only a function of the user's that runs between steps can change what the pair reads.
+        self.looks_always = any(map(callable, (optimizer, schedule, self.kl_schedule)))
 
     @contextmanager
     def gradients_put_back(self) -> Iterator[None]:
@@ -96,18 +109,17 @@ class Loop:
         self,
         source: Batches,
         valid: Batches | None,
-        total: int,
         patience: int | None,
         callbacks: Sequence[Callable[[Record], object]],
         bar: Progress,
     ) -> tuple[list[Record], int]:
-        """Train for `total` steps; returns the history and the epoch whose weights the pair ends with."""
+        """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         best, best_epoch, best_state = -torch.inf, 0, None
-        task = bar.task("training", total)
+        task = bar.task("training", self.total)
         started = time.perf_counter()
-        while self.step_count < total:
-            train_bound = self._epoch(source, total, lambda: bar.advance(task))
+        while self.step_count < self.total:
+            train_bound = self._epoch(source, lambda: bar.advance(task))
             valid_bound = self._validate(valid) if valid is not None else None
             seconds = time.perf_counter() - started
             epoch = len(history) + 1
@@ -140,48 +152,68 @@ class Loop:
             self.average.adopt()
         return history, best_epoch or len(history)
 
-    def _epoch(self, source: Batches, total: int, tick: Callable[[], None]) -> float:
-        loss_sum, num_data = 0.0, 0
+    def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
+        first = self.step_count
+        look_always = self.looks_always or source.runs_user_code
         for batch in source.epoch(shuffle=True):
-            if self.step_count == total:
+            if self.step_count == self.total:
                 break
-            loss_sum += self._train_step(batch) * len(batch[0])
-            num_data += len(batch[0])
+            self._train_step(batch, look=look_always or self.step_count == first)
             tick()
-        return -loss_sum / num_data
+        self._read()
+        return -self.ledger.mean(first)
 
-    def _train_step(self, batch: tuple[Tensor, ...]) -> float:
+    def _train_step(self, batch: tuple[Tensor, ...], look: bool) -> None:
         weight = torch.tensor(self._kl_weight(), device=batch[0].device) if self.kl_schedule else 1.0
-        try:
-            loss, gradients = self.step(batch, weight)
-        except ValueError:
-            # Pyro's validation refuses a nan with a page of numbers; without it, the loss shows what it is.
-            with pyro.validation_enabled(False):
-                loss, gradients = self.step(batch, weight)
-            if torch.isfinite(loss):
-                raise
+        step = self.guide_step if (self.step_count + 1) % self.inference_steps else self.step
+        if look:
+            step.look()
+        pulse, gradients = self._run(step, batch, weight)
         self.step_count += 1
-        if self.step_count % self.inference_steps:
-            gradients = [g if own else None for g, own in zip(gradients, self.for_guide, strict=True)]
-        norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
-        value = loss.item()
-        if not torch.isfinite(loss + norm):
-            where = describe_nonfinite(self.model, self.guide, batch, self.parameters.leaves, gradients)
-            raise FloatingPointError(
-                f"step {self.step_count}: loss {value:.4g}, gradient norm {norm.item():.4g}; {where}. The weights of "
-                f"step {self.step_count - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
-            )
-        shrink = None if self.clip_norm is None else (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            # Not in place: two leaves may have been given one and the same gradient.
-            leaf.grad = gradient if shrink is None or gradient is None else gradient * shrink
-        self.optimizer.step()
+        if pulse.is_cuda and self.update.is_fused:
+            is_due = self.ledger.add(pulse, batch)
+            self.update(step.leaves, gradients, self.ledger.broken)
+            if is_due:
+                self._read()
+        else:
+            loss, norm = pulse.tolist()
+            if not math.isfinite(loss + norm):
+                self._refuse(self.step_count, loss, norm, batch, gradients)
+            self.ledger.note(loss, len(batch[0]))
+            self.update(step.leaves, gradients)
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         if self.average is not None:
             self.average.update()
-        self.losses.append(value)
-        return value
+
+    def _run(
+        self, step: Step, batch: tuple[Tensor, ...], weight: Tensor | float
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        try:
+            return step(batch, weight)
+        except ValueError:
+            # Pyro's validation refuses a nan with a page of numbers; without it, the loss shows what it is.
+            with pyro.validation_enabled(False):
+                pulse, gradients = step(batch, weight)
+            if pulse.isfinite()[0]:
+                raise
+            return pulse, gradients
+
+    def _read(self) -> None:
+        bad = self.ledger.read()
+        if bad is not None:
+            # The weights are those of the step before, so its gradients can be had again.
+            _, gradients = self._run(self.step, bad[-1], 1.0)
+            self._refuse(*bad, gradients)
+
+    def _refuse(
+        self, number: int, loss: float, norm: float, batch: tuple[Tensor, ...], gradients: Sequence[Tensor | None]
+    ) -> None:
+        where = describe_nonfinite(self.model, self.guide, batch, self.parameters.leaves, gradients)
+        raise FloatingPointError(
+            f"step {number}: loss {loss:.4g}, gradient norm {norm:.4g}; {where}. The weights of "
+            f"step {number - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
+        )
 
     def _kl_weight(self) -> float:
         return float(self.kl_schedule(self.step_count)) if self.kl_schedule else 1.0

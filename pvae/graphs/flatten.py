@@ -1,4 +1,4 @@
-"""The graph of a traced step: parameters as inputs, nothing done twice, and cheap calls."""
+"""A trace made flat: parameters as inputs, nothing done twice, and cheap calls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn.functional import softplus
+
+from pvae.graphs.matmul import faster_matmuls
 
 __all__ = ["flatten"]
 
@@ -60,23 +62,31 @@ def flatten(traced: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.GraphModule:
         inputs = [graph.placeholder(f"leaf_{position}") for position in range(len(leaves))]
     for node in list(graph.nodes):
         if node.op == "get_attr" and id(getattr(traced, node.target)) in index:
-            node.replace_all_uses_with(inputs[index[id(getattr(traced, node.target))]])
+            leaf = inputs[index[id(getattr(traced, node.target))]]
+            leaf.meta = node.meta
+            node.replace_all_uses_with(leaf)
             graph.erase_node(node)
         elif node.op == "call_function" and node.target in _NO_OPS:
             _replace(node, node.args[0])
     _simplify(graph)
+    faster_matmuls(graph)
+    _call_torch(graph)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop calls that repeat their input, then call torch's functions where the trace calls the dispatcher."""
+    """Drop calls that repeat their input, and what nobody uses."""
     if not _writes_in_place(graph):
         for node in list(graph.nodes):
             if node.op == "call_function" and (same := _repeats(node)) is not None:
                 _replace(node, same)
     graph.eliminate_dead_code()
+
+
+def _call_torch(graph: fx.Graph) -> None:
+    """Call torch's functions where the trace calls the dispatcher."""
     for node in graph.nodes:
         if node.op == "call_function":
             node.target = _FAST.get(node.target, node.target)
