@@ -105,7 +105,7 @@ def test_calls_leave_the_world_as_it_was(name, filled, tmp_path):
     calls = {
         "check": lambda: pvae.check(pair.model, pair.guide, x),
         "fit": lambda: fit(out=tmp_path / "fit", ema=0.9, clip_norm=1.0, schedule="cosine"),
-        "fit eagerly": lambda: fit(step_mode="eager", objective=IWAE(3), inference_steps=2),
+        "fit eagerly": lambda: fit(step_mode="eager", objective=IWAE(3)),
         "log_marginal": lambda: pvae.log_marginal(pair.model, pair.guide, x, estimator, progress=True),
         "sample": lambda: pvae.sample(pair.model, 3, like=x),
         "reconstruct": lambda: pvae.reconstruct(pair.model, pair.guide, x),

@@ -20,6 +20,15 @@ Call = Callable[..., Sequence[Any]]
 # Measured on two cores without inductor's cache on disk: 8 s for the first graph of a process (the import of inductor
 # and a precompiled header), and 2 to 4 s for one of 110 to 180 nodes.
 _SECONDS_FIRST, _SECONDS_PER_NODE = 8.0, 0.025
+_OPTIONS = {
+    # Without it inductor draws from a generator of its own, and modes would not agree.
+    "fallback_random": True,
+    # One graph is called with one shape, by us: what would be checked at every call, and takes a tenth of it, holds.
+    "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    "size_asserts": False,
+    "scalar_asserts": False,
+    "alignment_asserts": False,
+}
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Call:
@@ -32,8 +41,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Call:
         graph.forward,
         fullgraph=True,
         dynamic=False,
-        # Without fallback_random inductor draws from a generator of its own.
-        options={"fallback_random": True, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+        options=_OPTIONS,
     )
     with torch.no_grad():
         call(*inputs)
