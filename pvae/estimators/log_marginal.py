@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from pvae.data.batches import Batches, Data
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.stream import Estimate
-from pvae.params import settle
+from pvae.params import Parameters, settle
 from pvae.progress import Progress
 from pvae.sites import Batch
 from pvae.store import private_store
@@ -24,13 +25,13 @@ __all__ = ["Estimator", "LogMarginal", "log_marginal"]
 
 
 class Estimator(Protocol):
-    """Anything that estimates log p(x) of one batch, and says what kind of bound it gives."""
+    """Anything that estimates log p(x) batch by batch, and says what kind of bound it gives."""
 
     num_samples: int
     bound: str
 
-    def estimate(self, model: Any, guide: Any, batch: Batch) -> Estimate:
-        """log p(x) per datum, (B,)."""
+    def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
+        """From one batch after another to log p(x) per datum, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def log_marginal(
     Raises: ValueError for empty or non-finite data, and for a pair that breaks the contract.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
-    if isinstance(estimator, type) or not hasattr(estimator, "estimate"):
+    if isinstance(estimator, type) or not hasattr(estimator, "start"):
         raise ValueError(
             f"estimator must be one such as pvae.estimators.ImportanceSampling(1000), got {estimator!r}; build one"
         )
@@ -140,8 +141,9 @@ def log_marginal(
             evaluation(parameters.modules),
             Progress(progress) as bar,
         ):
+            estimate = estimator.start(model, guide, parameters, len(source))
             for batch in bar.track(source.epoch(), "log p(x)", len(source)):
-                estimates.append(estimator.estimate(model, guide, batch))
+                estimates.append(estimate(batch))
     return LogMarginal(
         values=torch.cat([part.values for part in estimates]),
         mc_standard_errors=torch.cat([part.mc_standard_errors for part in estimates]),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import softplus
 
+from pvae.graphs.hoist import mark_draws
 from pvae.graphs.matmul import faster_matmuls
 
 __all__ = ["flatten"]
@@ -70,6 +71,7 @@ def flatten(traced: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.GraphModule:
             _replace(node, node.args[0])
     _simplify(graph)
     faster_matmuls(graph)
+    mark_draws(graph)
     _call_torch(graph)
     traced.delete_all_unused_submodules()
     traced.recompile()

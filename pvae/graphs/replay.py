@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from pvae.contexts import seeded
 from pvae.graphs.capture import Captured
 from pvae.graphs.compiling import compile_graph, compiler_present, seconds_to_compile
+from pvae.graphs.hoist import split
 from pvae.graphs.trace import Function, Untraceable, trace, unchanged_buffers
 from pvae.params import Parameters
 from pvae.settings import settings_of
@@ -32,12 +33,16 @@ _LOOKS = {16, 64, 256, 1024, 4096}
 
 @dataclass
 class _Graph:
-    """One graph of one shape: how it is called, what it is, and how long it took so far."""
+    """One graph of one shape: how it is called, what it is, and how long it took so far.
 
+    `once` computes what `traced` takes besides the leaves and the inputs, where that is split off.
+    """
+
+    once: fx.GraphModule | None
     traced: fx.GraphModule
     call: Callable[..., Sequence[Any]]
     mode: Literal["traced", "compiled", "graph"] = "traced"
-    compiled: bool = False
+    tried_to_compile: bool = False
     calls: int = 0
     seconds: float = 0.0
 
@@ -81,21 +86,34 @@ class Replay:
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor | None]:
         """What the function gives for these inputs, without history."""
-        key = (self._settings, *((part.shape, part.dtype) for part in inputs))
-        graph = self._graphs.get(key) or self._new(key, inputs)
-        if graph is None:
-            return self.function(*inputs)
+        graph = self._graph(inputs)
+        return self.function(*inputs) if graph is None else self._run(graph, inputs)
+
+    def repeatedly(self, *inputs: Tensor) -> Callable[[], Sequence[Tensor | None]]:
+        """The function at these inputs, to be called again and again: what depends on no draw is computed once."""
+        graph = self._graph(inputs, hoist=True)
+        if graph is None or graph.once is None:
+            return lambda: self.function(*inputs)
+        with torch.no_grad():
+            values = graph.once(*self.leaves, *inputs)
+        return lambda: self._run(graph, (*inputs, *values))
+
+    def _run(self, graph: _Graph, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
         started = time.perf_counter()
         with torch.no_grad():
             outputs = graph.call(*self.leaves, *inputs)
         graph.calls += 1
         if graph.calls > _WARM_UP:
             graph.seconds += time.perf_counter() - started
-        if graph.calls in _LOOKS and self.target == "auto" and not graph.compiled and self._pays(graph):
+        if graph.calls == 1 or graph.calls in _LOOKS:
             self._climb(graph, inputs)
         return outputs
 
-    def _new(self, key: Any, inputs: Sequence[Tensor]) -> _Graph | None:
+    def _graph(self, inputs: Sequence[Tensor], hoist: bool = False) -> _Graph | None:
+        key = (self._settings, *((part.shape, part.dtype) for part in inputs))
+        return self._graphs.get(key) or self._new(key, inputs, hoist)
+
+    def _new(self, key: Any, inputs: Sequence[Tensor], hoist: bool) -> _Graph | None:
         if self.fallback is not None:
             return None
         if len({settings for settings, *_ in (key, *self._graphs)}) > _MOST_SETTINGS:
@@ -106,9 +124,8 @@ class Replay:
             traced = trace(self.function, self.parameters, inputs)
         except Untraceable as reason:
             return self._fall_back(str(reason))
-        graph = self._graphs[key] = _Graph(traced, traced)
-        if self.target in ("compiled", "graph") or (self.target == "auto" and inputs[0].is_cuda):
-            self._climb(graph, inputs)
+        once, each = split(traced, len(self.leaves) + len(inputs)) if hoist else (None, traced)
+        graph = self._graphs[key] = _Graph(once, each, each)
         return graph
 
     def _fall_back(self, reason: str) -> None:
@@ -116,34 +133,41 @@ class Replay:
         self._graphs.clear()
         log.warning("%s run eagerly, the pair cannot be traced: %s", self.what, reason)
 
+    def _climb(self, graph: _Graph, inputs: Sequence[Tensor]) -> None:
+        """Compile the graph if it is time to, and capture it on a GPU; what fails leaves it on the rung below."""
+        device = inputs[0].device
+        is_new = graph.calls == 1
+        with unchanged_buffers(self.parameters), seeded(0, device):
+            if not graph.tried_to_compile and (self._pays(graph) if self.target == "auto" else self.target != "traced"):
+                graph.tried_to_compile = is_new = True
+                self._compile(graph, (*self.leaves, *inputs))
+            if is_new and device.type == "cuda" and self.target in ("auto", "graph"):
+                self._capture(graph, inputs)
+
     def _pays(self, graph: _Graph) -> bool:
+        if graph.calls <= _WARM_UP:
+            return False
         share = graph.calls / sum(each.calls for each in self._graphs.values())
         seconds = graph.seconds / (graph.calls - _WARM_UP)
         return _GAIN * seconds * share * self.calls_left() > seconds_to_compile(graph.traced)
 
-    def _climb(self, graph: _Graph, inputs: Sequence[Tensor]) -> None:
-        """Compile the graph, and capture it on a GPU; each rung that fails leaves the graph on the one below."""
-        device = inputs[0].device
-        pays = self.target != "auto" or (graph.calls > _WARM_UP and self._pays(graph))
-        few = sum(each.compiled for each in self._graphs.values()) < _MOST_COMPILED
-        with unchanged_buffers(self.parameters), seeded(0, device):
-            if pays and few and not graph.compiled:
-                graph.compiled = True  # or tried
-                if not compiler_present(device.type):
-                    need = "Triton" if device.type == "cuda" else "a C++ compiler (set CXX)"
-                    self._stay(graph, f"install {need} to compile")
-                else:
-                    try:
-                        graph.call = compile_graph(graph.traced, (*self.leaves, *inputs))
-                        graph.mode = "compiled"
-                    except Exception as error:  # inductor fails in many ways, and the traced graph is right
-                        self._stay(graph, " ".join(str(error).split())[:200])
-            if device.type == "cuda" and self.target in ("auto", "graph"):
-                try:
-                    graph.call = Captured(graph.call, self.leaves, inputs)
-                    graph.mode = "graph"
-                except RuntimeError as error:
-                    self._stay(graph, " ".join(str(error).split())[:200])
+    def _compile(self, graph: _Graph, arguments: Sequence[Tensor]) -> None:
+        if sum(each.tried_to_compile for each in self._graphs.values()) > _MOST_COMPILED:
+            return
+        if not compiler_present(arguments[0].device.type):
+            self._stay(graph, "to compile, install Triton on a GPU, a C++ compiler (g++, or CXX) on a CPU")
+            return
+        try:
+            graph.call, graph.mode = compile_graph(graph.traced, arguments), "compiled"
+        except Exception as error:  # inductor fails in many ways, and the traced graph is right
+            self._stay(graph, " ".join(str(error).split())[:200])
+
+    def _capture(self, graph: _Graph, inputs: Sequence[Tensor]) -> None:
+        call = graph.call if graph.mode == "compiled" else graph.traced
+        try:
+            graph.call, graph.mode = Captured(call, self.leaves, inputs), "graph"
+        except RuntimeError as error:
+            self._stay(graph, " ".join(str(error).split())[:200])
 
     def _stay(self, graph: _Graph, reason: str) -> None:
         log.warning("%s run %s: %s", self.what, graph.mode, reason)
