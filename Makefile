@@ -43,6 +43,7 @@ format: $(READY) ## repair what lint can repair
 	$(BIN)/ruff format
 
 bench: $(READY) ## run the benchmarks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 clean: ## remove build products and caches; runs and environments stay

@@ -203,7 +203,8 @@ class _HandWritten:
         for batch in shuffled(self.intensities, self.batch_size, self.generator):
             # Setting the rate by hand costs less than a scheduler object.
             group["lr"] = LR / 2 * (1 + math.cos(math.pi * self.step / self.steps))
-            x = torch.bernoulli(batch, generator=self.generator)
+            # As fit does: four times as fast as torch.bernoulli.
+            x = (torch.rand(batch.shape, generator=self.generator) < batch).to(batch.dtype)
             self.optimizer.zero_grad()
             loss = self.plain.loss(x, self.generator)
             loss.backward()

@@ -7,8 +7,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae.objectives import ELBO
 from pvae.graphs.flatten import flatten
+from pvae.objectives import ELBO
 
 
 def flat(function, leaves, *inputs):

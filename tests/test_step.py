@@ -44,7 +44,9 @@ def train(pair, data, step_mode, **options):
 
 
 # A bias before BatchNorm has no gradient but rounding, which Adam makes as large as any; the mean follows it.
-ROUNDING = {f"vae$$${name}" for name in ("encoder.0.bias", "widen.bias", "encoder.1.running_mean", "decoder.0.running_mean")}
+ROUNDING = {
+    f"vae$$${name}" for name in ("encoder.0.bias", "widen.bias", "encoder.1.running_mean", "decoder.0.running_mean")
+}
 
 OPTIONS = {
     "sampled ELBO": {},

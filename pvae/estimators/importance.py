@@ -23,8 +23,8 @@ from pvae.weights import Layout, check_num_samples, read_layout, run_pair
 __all__ = ["ImportanceSampling", "PriorSampling"]
 
 # As many particles at once as make the data this large once per particle, so that a layer's output stays in the cache
-# (12 MB), or takes a small share of a GPU's memory. Free memory is not asked: the draws would depend on it.
-_VALUES_AT_ONCE = 3_000_000
+# (4 MB), or takes a small share of a GPU's memory. Free memory is not asked: the draws would depend on it.
+_VALUES_AT_ONCE = 1_000_000
 _SHARE_OF_GPU = 1 / 128
 _LEAST_WIDTH = 64
 # Tracing takes some tenths of a second and makes a chunk a third faster: a shorter run stays eager.
@@ -95,7 +95,8 @@ class _Streamed:
         self.settings, self.model, self.guide = settings, model, guide
         mode = settings.step_mode
         self._traces: bool | None = None if mode == "auto" else mode != "eager"
-        self._chunk, self._batches_left, self._chunks_left = 0, num_batches, 0
+        self._batches_left = num_batches
+        self._chunk = self._chunks_left = self._chunks_per_batch = 0
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._replay = Replay(
             self._weigh, parameters, "traced" if mode == "eager" else mode, self._calls_left, "importance weights"
@@ -119,16 +120,17 @@ class _Streamed:
         for start in range(0, num_samples, self._chunk):
             if self._traces and replayed is None:
                 replayed = self._replay.repeatedly(*batch)
-            (log_weights,) = self._eagerly(batch, start) if replayed is None else replayed()
+            log_weights = self._eagerly(batch, start) if replayed is None else replayed()[0]
+            assert log_weights is not None
             stream.update(log_weights[: num_samples - start])
             self._chunks_left -= 1
         return stream.estimate()
 
-    def _eagerly(self, batch: Batch, start: int) -> list[Tensor]:
+    def _eagerly(self, batch: Batch, start: int) -> Tensor:
         started = time.perf_counter()
         # Pyro has validated the first chunk; the others differ in nothing but their draws.
         with pyro.validation_enabled(False) if start else nullcontext():
-            log_weights = self._weigh(*batch)
+            (log_weights,) = self._weigh(*batch)
         if self._traces is None and start:
             seconds = time.perf_counter() - started
             self._traces = batch[0].is_cuda or _GAIN * seconds * self._calls_left() > _SECONDS_TO_TRACE

@@ -20,7 +20,7 @@ Call = Callable[..., Sequence[Any]]
 # Measured on two cores without inductor's cache on disk: 8 s for the first graph of a process (the import of inductor
 # and a precompiled header), and 2 to 4 s for one of 110 to 180 nodes.
 _SECONDS_FIRST, _SECONDS_PER_NODE = 8.0, 0.025
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     # Without it inductor draws from a generator of its own, and modes would not agree.
     "fallback_random": True,
     # One graph is called with one shape, by us: what would be checked at every call, and takes a tenth of it, holds.

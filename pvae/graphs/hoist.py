@@ -12,7 +12,7 @@ __all__ = ["mark_draws", "split"]
 
 aten = torch.ops.aten
 # Views cost nothing to make again, and an expanded tensor, kept, would be a full one once it is compiled or captured.
-_VIEWS = {aten.expand.default, aten.view.default, aten.unsqueeze.default, aten.t.default, aten.unbind.int}
+_VIEWS: set[Any] = {aten.expand.default, aten.view.default, aten.unsqueeze.default, aten.t.default, aten.unbind.int}
 _VIEWS |= {aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor, operator.getitem}
 
 
@@ -36,7 +36,7 @@ def mark_draws(graph: fx.Graph) -> None:
 
 
 def split(whole: fx.GraphModule, num_inputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """A flattened graph in two: `once(*inputs)` gives values, `each(*inputs, *values)` the outputs, with fresh draws."""
+    """A flattened graph in two: `once(*inputs)` gives values, `each(*inputs, *values)` outputs, from fresh draws."""
     nodes = list(whole.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"][:num_inputs]
     again = {node for node in nodes if node.meta["drawn"]} - {*inputs}

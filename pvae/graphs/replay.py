@@ -117,13 +117,16 @@ class Replay:
         if self.fallback is not None:
             return None
         if len({settings for settings, *_ in (key, *self._graphs)}) > _MOST_SETTINGS:
-            return self._fall_back("its Python attributes keep changing, which a graph would freeze")
-        if len(self._graphs) == _MOST_GRAPHS:
-            return self._fall_back(f"its data have more than {_MOST_GRAPHS} shapes, and each needs a graph")
-        try:
-            traced = trace(self.function, self.parameters, inputs)
-        except Untraceable as reason:
-            return self._fall_back(str(reason))
+            self._fall_back("its Python attributes keep changing, which a graph would freeze")
+        elif len(self._graphs) == _MOST_GRAPHS:
+            self._fall_back(f"its data have more than {_MOST_GRAPHS} shapes, and each needs a graph")
+        else:
+            try:
+                traced = trace(self.function, self.parameters, inputs)
+            except Untraceable as reason:
+                self._fall_back(str(reason))
+        if self.fallback is not None:
+            return None
         once, each = split(traced, len(self.leaves) + len(inputs)) if hoist else (None, traced)
         graph = self._graphs[key] = _Graph(once, each, each)
         return graph

@@ -107,7 +107,7 @@ def fit(
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
             "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
             be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
-            random numbers and agree to rounding; as "auto" goes by the clock, name a mode to repeat a long run bit by bit.
+            random numbers and agree to rounding; "auto" goes by the clock, so name a mode to repeat a run bit by bit.
         device: where to train; by default where the pair is.
         seed: of the order of data, binarisation, and all draws.
         out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
@@ -141,7 +141,9 @@ def fit(
         if valid is not None:
             valid.to(parameters.device)
         if step_mode == "graph" and parameters.device.type != "cuda":
-            raise ValueError(f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'")
+            raise ValueError(
+                f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'"
+            )
         require(model, guide, source.example(), objective)
         loop = Loop(model, guide, objective, parameters, step_mode, clip_norm, inference_steps, kl_schedule, total)
         loop.prepare(optimizer, lr, schedule, ema)

@@ -57,8 +57,8 @@ class Loop:
         for_guide = [leaf for name, leaf in parameters.leaves.items() if name in parameters.guide_only]
         if inference_steps > 1 and not for_guide:
             raise ValueError(
-                "inference_steps trains the guide alone, and the guide has no parameter that the model does not register "
-                "too; register the guide's nets in the guide only, or leave inference_steps out"
+                "inference_steps trains the guide alone, and the guide has no parameter that the model does not "
+                "register too; register the guide's nets in the guide only, or leave inference_steps out"
             )
         self.guide_step = self._make_step(step_mode, for_guide, clip_norm) if inference_steps > 1 else self.step
 

@@ -1,0 +1,106 @@
+"""Samples per second of log p(x) by importance sampling: K = 5,000 draws per image, Burda's net.
+
+A sample is one draw of z for one image, decoded and weighed. pvae is timed through `log_marginal`, with all it does
+besides (checking the pair, tracing and compiling, standard errors, ESS, k-hat); the hand-written rivals do nothing but
+the estimate, in chunks of the size that is fastest for them, and what torch.compile takes is left out. pythae's
+`get_nll` takes image by image, in batches of 100 draws (its default, and its best). Contestants take turns.
+
+The bound is what the matrix products of the decoder alone would take at the GFLOP/s that `torch.mm` reaches at their
+largest shape, measured in the same turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import rival_pythae
+import torch
+from common import BURDA, Net, PlainVAE, Rows, clock, devices, interleaved, one, pair, run_alone, summed_up
+
+import pvae
+from pvae.estimators import ImportanceSampling
+
+GPU_IMAGES = 10_000
+
+
+def measure(smoke: bool = False) -> Rows:
+    """One row per contestant."""
+    if smoke:
+        return _rows(Net((6,), (5, 4), 2), num_data=8, num_samples=50, for_pythae=2, blocks=2)
+    rows = _rows(BURDA, num_data=400, num_samples=5000, for_pythae=4, blocks=5)
+    return rows if devices() == ["cpu"] else [*rows, *_on_gpu()]
+
+
+def _rows(net: Net, num_data: int, num_samples: int, for_pythae: int, blocks: int) -> Rows:
+    torch.manual_seed(0)
+    model, guide = pair(net)
+    plain = PlainVAE(net)
+    plain.start_from(model, guide)
+    x = torch.bernoulli(torch.full((num_data, *net.x_shape), 0.2))
+    flat = x.flatten(1)
+    torch.compiler.reset()
+    compiled = torch.compile(plain.log_weights, fullgraph=True, dynamic=False)
+
+    def seconds(estimate: Callable[[], object], images: int) -> Callable[[], float]:
+        """Seconds per million samples."""
+
+        def turn() -> float:
+            started = time.perf_counter()
+            estimate()
+            return (time.perf_counter() - started) / (images * num_samples / 1e6)
+
+        return turn
+
+    def ours(mode: str) -> Callable[[], float]:
+        estimator = ImportanceSampling(num_samples, step_mode=mode)  # type: ignore[arg-type]
+        return seconds(lambda: pvae.log_marginal(model, guide, x, estimator), num_data)
+
+    contestants = {f"pvae {mode}": ours(mode) for mode in ("eager", "traced", "compiled", "auto")}
+    contestants["by hand"] = seconds(lambda: plain.log_marginal(flat, num_samples), num_data)
+    contestants["by hand, torch.compile"] = seconds(
+        lambda: plain.log_marginal(flat, num_samples, log_weights=compiled), num_data
+    )
+    contestants["by hand, torch.compile"]()
+    if rival_pythae.is_installed():
+        other = rival_pythae.model_of(net, plain)
+
+        def get_nll() -> None:
+            with torch.no_grad():
+                other.get_nll(flat[:for_pythae], num_samples, min(100, num_samples))
+
+        contestants["pythae get_nll"] = seconds(get_nll, for_pythae)
+    contestants["bound: the products by torch.mm"] = lambda: _bound(net)
+    case, unit = f"log p(x): {net}, K = {num_samples}", "s per million samples"
+    rows = summed_up(case, unit, interleaved(contestants, blocks), ("pvae compiled", "by hand"))
+    for row in rows:
+        row["million_samples_per_second"] = 1 / row["value"]
+    return rows
+
+
+def _bound(net: Net) -> float:
+    """Seconds per million samples of the decoder's products, at the speed of the largest of them."""
+    widths = (net.latent_dim, *net.hidden[::-1], net.x_dim)
+    flop = 2 * sum(a * b for a, b in itertools.pairwise(widths))
+    left, right = torch.randn(2000, widths[-2]), torch.randn(widths[-2], widths[-1])
+    torch.mm(left, right)
+    repeats = 20
+    started = time.perf_counter()
+    for _ in range(repeats):
+        torch.mm(left, right)
+    speed = 2 * 2000 * widths[-2] * widths[-1] * repeats / (time.perf_counter() - started)
+    return 1e6 * flop / speed
+
+
+def _on_gpu() -> Rows:
+    torch.manual_seed(0)
+    model, guide = (each.to("cuda") for each in pair(BURDA))
+    x = torch.bernoulli(torch.full((GPU_IMAGES, *BURDA.x_shape), 0.2, device="cuda"))
+    started = clock("cuda")
+    pvae.log_marginal(model, guide, x, ImportanceSampling(5000), batch_size=100)
+    return [one(f"log p(x): {GPU_IMAGES} images, K = 5000, GPU", "pvae auto", clock("cuda") - started, "s")]
+
+
+if __name__ == "__main__":
+    run_alone("log_marginal", __doc__, measure)
