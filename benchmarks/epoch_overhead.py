@@ -1,6 +1,6 @@
 """What an epoch costs beyond its steps: wall time of the loop's epochs over (steps x time of a step).
 
-A step alone is timed by calling `fit`'s own step and update on one batch again and again; an epoch adds the order of the
+A step alone is timed by calling its own step and update on one batch again and again; an epoch adds the order of the
 data, one `index_select` per step, the record of losses and the callbacks. Both are medians, taken in turns in one run.
 """
 

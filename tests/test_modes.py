@@ -1,0 +1,209 @@
+"""Every pair trains alike in every step mode, nothing is compiled twice, and log p(x) is the same number by any route."""
+
+import importlib
+import math
+import os
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import pvae
+from pvae.estimators import ImportanceSampling
+from pvae.objectives import ELBO, IWAE
+from pvae.training import linear_warmup
+from tests.tables import GUIDES, MODELS, NO_DENSITY, NUM_DATA, fits
+from tests.test_clean_world import assert_unchanged, world
+
+OBJECTIVES = {
+    "ELBO": lambda guide: ELBO(beta=0.0) if guide in NO_DENSITY else ELBO(2),
+    "analytic ELBO": lambda guide: ELBO(kl="analytic", beta=0.0) if guide in NO_DENSITY else ELBO(kl="analytic"),
+    "IWAE": lambda guide: IWAE(3),
+}
+CELLS = [
+    (model, guide, objective)
+    for model in MODELS
+    for guide in GUIDES
+    for objective in OBJECTIVES
+    if fits(model, guide) and not (guide in NO_DENSITY and objective == "IWAE")
+]
+# Compiling takes seconds a cell: each model and each guide once here, every cell among the slow tests.
+FEW = [
+    ("LinearGaussian", "Exact", "IWAE"),
+    ("VAE", "Delta", "ELBO"),
+    ("VAE, convolutional", "MeanField", "analytic ELBO"),
+    ("VAE, learned Gaussian", "FullCovariance", "IWAE"),
+]
+
+
+def pair(model_name, guide_name):
+    torch.manual_seed(0)
+    make_model, make_data = MODELS[model_name]
+    model, x = make_model(), make_data()
+    return model, GUIDES[guide_name](model, x), x
+
+
+def losses(model_name, guide_name, objective, step_mode):
+    model, guide, x = pair(model_name, guide_name)
+    result = pvae.fit(
+        model,
+        guide,
+        x,
+        objective=OBJECTIVES[objective](guide_name),
+        steps=50,
+        batch_size=4,
+        step_mode=step_mode,
+        seed=2,
+        progress=False,
+    )
+    assert result.step_mode == step_mode
+    return result.losses
+
+
+@pytest.mark.parametrize(("model_name", "guide_name", "objective"), CELLS)
+def test_every_pair_trains_alike_eagerly_and_traced(model_name, guide_name, objective):
+    eager, traced = (losses(model_name, guide_name, objective, mode) for mode in ("eager", "traced"))
+    torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "guide_name", "objective"),
+    [*FEW, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS if cell not in FEW)],
+)
+def test_every_pair_trains_alike_compiled(model_name, guide_name, objective):
+    eager, compiled = (losses(model_name, guide_name, objective, mode) for mode in ("eager", "compiled"))
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: graphs of kernels cannot be captured")
+@pytest.mark.parametrize(("model_name", "guide_name", "objective"), FEW)
+def test_every_pair_trains_alike_captured(model_name, guide_name, objective):
+    found = {}
+    for mode in ("eager", "graph"):
+        model, guide, x = pair(model_name, guide_name)
+        result = pvae.fit(
+            model,
+            guide,
+            x,
+            objective=OBJECTIVES[objective](guide_name),
+            steps=50,
+            batch_size=4,
+            step_mode=mode,
+            device="cuda",
+            progress=False,
+        )
+        assert result.step_mode == mode
+        found[mode] = result.losses
+    torch.testing.assert_close(found["graph"], found["eager"], rtol=1e-4, atol=1e-5)
+
+
+def compilations():
+    return counters["stats"]["unique_graphs"], counters["aot_autograd"]["total"]
+
+
+def test_nothing_is_compiled_after_the_first_epoch():
+    """KL weight and learning rate change at every step, the last batch is ragged, and the guide takes extra steps."""
+    model, guide, x = pair("VAE", "MeanField")
+    counts = []
+    before = compilations()
+    result = pvae.fit(
+        model,
+        guide,
+        x,
+        epochs=8,
+        batch_size=4,
+        step_mode="compiled",
+        kl_schedule=linear_warmup(10),
+        schedule="cosine",
+        clip_norm=1.0,
+        ema=0.9,
+        inference_steps=3,
+        callbacks=[lambda record: counts.append(compilations()) and None],
+        progress=False,
+    )
+    assert result.step_mode == "compiled"
+    # Two shapes, with and without the model's gradients; the first ragged step of both kinds comes in epoch 3.
+    assert counts[-1] == counts[2] == tuple(count + 4 for count in before)
+
+
+def test_compiling_leaves_nothing_behind(tmp_path):
+    importlib.import_module("torch._inductor.compile_fx")
+    model, guide, x = pair("VAE", "MeanField")
+    before, environment, config = world(), dict(os.environ), torch._inductor.config.get_config_copy()
+    pvae.fit(model, guide, x, steps=3, batch_size=4, step_mode="compiled", progress=False, out=tmp_path / "run")
+    pvae.log_marginal(model, guide, x, ImportanceSampling(8, chunk_size=4, step_mode="compiled"))
+    assert_unchanged(before)
+    assert dict(os.environ) == environment
+    assert torch._inductor.config.get_config_copy() == config
+    assert all(parameter.grad is None for parameter in [*model.parameters(), *guide.parameters()])
+
+
+@pytest.mark.parametrize("chunk_size", [3, 7, 20, 60])
+@pytest.mark.parametrize("model_name", ["VAE", "VAE, convolutional", "VAE, learned Gaussian"])
+def test_log_marginal_is_the_same_by_every_route(model_name, chunk_size):
+    model, guide, x = pair(model_name, "FullCovariance")
+    modes = ["eager", "traced", *(["compiled"] if chunk_size == 7 and model_name == "VAE" else [])]
+    found = {
+        mode: pvae.log_marginal(
+            model, guide, x, ImportanceSampling(60, chunk_size=chunk_size, step_mode=mode), batch_size=4
+        )
+        for mode in modes
+    }
+    for mode in modes[1:]:
+        torch.testing.assert_close(found[mode].values, found["eager"].values, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[mode].ess, found["eager"].ess, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_mode_of_the_estimator_is_named():
+    with pytest.raises(ValueError, match="unknown step_mode 'compile': did you mean 'compiled'"):
+        ImportanceSampling(10, step_mode="compile")
+
+
+def test_a_million_particles_in_float32_meet_the_closed_form():
+    """The proposal is the prior, so that weights differ; the sums are in float64, so that a million of them add up."""
+    torch.manual_seed(0)
+    model = pvae.models.LinearGaussian(4, 2)
+    x = torch.randn(2, 4)
+    found = pvae.log_marginal(model, None, x, pvae.estimators.PriorSampling(1_000_000))
+    exact = model.double().log_marginal(x.double())
+    errors = (found.values - exact).abs() / found.mc_standard_errors
+    assert found.mc_standard_errors.max() < 5e-3
+    assert (errors < 5).all(), errors
+
+
+def test_a_million_float32_weights_add_up_like_float64_ones():
+    weights = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0)) * 3 - 500
+    stream = pvae.estimators.stream.WeightStream(len(weights))
+    for chunk in weights.split(977):
+        stream.update(chunk)
+    exact = weights.double().logsumexp(0) - math.log(len(weights))
+    torch.testing.assert_close(stream.estimate().values, exact, rtol=0, atol=1e-9)
+
+
+def test_chunks_without_any_weight_change_nothing():
+    """Rows of zero weights, first, last and in between, for data whose log weights are far below zero."""
+    rows = torch.full((4096, 2), -math.inf)
+    rows[1024:2048] = -1000.0
+    stream = pvae.estimators.stream.WeightStream(4096)
+    for chunk in rows.split(1024):
+        stream.update(chunk)
+    expected = torch.full((2,), -1000.0 + math.log(1 / 4), dtype=torch.float64)
+    torch.testing.assert_close(stream.estimate().values, expected, rtol=0, atol=1e-9)
+
+
+def test_the_default_chunk_makes_batches_of_a_few_megabytes():
+    """However K and B are, one pass over the data's width stays near a million values."""
+    model, guide, x = pair("VAE", "MeanField")
+    sizes = []
+    original = type(model).forward
+
+    def spy(self, batch):
+        value = original(self, batch)
+        sizes.append(self.decoder(torch.zeros(1, 2)).numel() * len(batch))
+        return value
+
+    assert len(x) == NUM_DATA
+    estimator = ImportanceSampling(200_000, step_mode="traced")
+    found = pvae.log_marginal(model, guide, x, estimator)
+    assert found.num_samples == 200_000
+    assert (found.ess <= 200_000).all()

@@ -1,0 +1,197 @@
+"""The ladder from a function to its graph, to the compiled graph; and what a graph computes once."""
+
+import logging
+import operator
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pvae.graphs import matmul, replay
+from pvae.graphs.flatten import flatten
+from pvae.graphs.hoist import split
+from pvae.graphs.replay import Replay
+from pvae.params import Parameters
+
+aten = torch.ops.aten
+
+
+class Scaled:
+    """A function with one parameter, one buffer that counts its calls, and a draw."""
+
+    def __init__(self, width=4):
+        self.leaf = nn.Parameter(torch.arange(1.0, width + 1))
+        self.calls = torch.zeros(())
+        self.parameters = Parameters(leaves={"leaf": self.leaf}, buffers={"calls": self.calls}, modules=())
+
+    def __call__(self, x):
+        self.calls.add_(1)
+        return [(x * self.leaf).tanh() + torch.randn_like(x), None, (x * self.leaf).detach().sum()]
+
+    def replay(self, mode, calls_left=0):
+        return Replay(self, self.parameters, mode, lambda: calls_left, "tests")
+
+
+@pytest.mark.parametrize("mode", ["traced", "compiled"])
+def test_a_replay_is_the_function(mode):
+    function = Scaled()
+    replayed = function.replay(mode)
+    x = torch.linspace(-1, 1, 4)
+    for call in range(1, 5):
+        torch.manual_seed(call)
+        found = replayed(x * call)
+        assert function.calls == call
+        torch.manual_seed(call)
+        expected = [part.detach() if part is not None else None for part in Scaled()(x * call)]
+        assert found[1] is expected[1] is None
+        torch.testing.assert_close([found[0], found[2]], [expected[0], expected[2]])
+        assert not found[0].requires_grad
+        with torch.no_grad():
+            function.leaf.copy_(torch.arange(1.0, 5.0))
+    assert replayed.mode == mode
+
+
+def test_auto_compiles_only_what_is_left_to_pay_for_it():
+    for calls_left, mode in ((0, "traced"), (10**9, "compiled")):
+        function = Scaled()
+        replayed = function.replay("auto", calls_left)
+        modes = []
+        for _ in range(20):
+            replayed(torch.ones(4))
+            modes.append(replayed.mode)
+        # The first calls are timed.
+        assert modes[:15] == ["traced"] * 15
+        assert modes[-1] == mode
+        assert function.calls == 20
+
+
+@pytest.mark.parametrize("trouble", ["no compiler", "an error"])
+def test_what_cannot_be_compiled_stays_traced_and_says_so_once(trouble, monkeypatch, caplog):
+    def refuse(graph, inputs):
+        raise RuntimeError("no room\nfor kernels")
+
+    if trouble == "no compiler":
+        monkeypatch.setattr(replay, "compiler_present", lambda device: False)
+    else:
+        monkeypatch.setattr(replay, "compile_graph", refuse)
+    function = Scaled()
+    replayed = function.replay("compiled")
+    with caplog.at_level(logging.INFO, logger="pvae"):
+        for _ in range(20):
+            replayed(torch.ones(4))
+    assert replayed.mode == "traced"
+    assert function.calls == 20
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
+    reason = "to compile, install" if trouble == "no compiler" else "no room for kernels"
+    assert line.startswith(f"tests run traced: {reason}")
+
+
+def test_too_many_shapes_are_left_to_the_function(monkeypatch, caplog):
+    monkeypatch.setattr(replay, "_MOST_GRAPHS", 3)
+    replayed = Scaled(1).replay("traced")
+    with caplog.at_level(logging.INFO, logger="pvae"):
+        for rows in range(1, 7):
+            replayed(torch.ones(rows, 1))
+    assert replayed.mode == "eager"
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
+    assert line == (
+        "tests run eagerly, the pair cannot be traced: its data have more than 3 shapes, and each needs a graph"
+    )
+
+
+def test_repeated_calls_share_what_no_draw_changes():
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(6, 2), nn.Linear(2, 6)
+    leaves = [*encoder.parameters(), *decoder.parameters()]
+    parameters = Parameters(leaves={str(i): leaf for i, leaf in enumerate(leaves)}, buffers={}, modules=())
+
+    def function(x):
+        loc = encoder(x)
+        return [decoder(loc.expand(3, *loc.shape) + torch.randn(3, *loc.shape)).sum(-1) + loc.square().sum(-1)]
+
+    x = torch.randn(5, 6)
+    replayed = Replay(function, parameters, "traced", lambda: 0, "tests")
+    again = replayed.repeatedly(x)
+    (graph,) = replayed._graphs.values()
+
+    def products(part):
+        return sum(node.target in (torch.addmm, torch.mm) for node in part.graph.nodes)
+
+    assert (products(graph.once), products(graph.traced)) == (1, 1)
+    outputs = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        outputs.append(again()[0])
+    torch.manual_seed(3)
+    torch.testing.assert_close(outputs[0], function(x)[0].detach())
+    assert outputs[0].equal(outputs[1])
+    assert not outputs[0].equal(outputs[2])
+
+
+def test_what_is_written_to_is_never_shared():
+    """`normal_` fills a fresh tensor at every call, so neither it nor what it makes is kept."""
+    leaf = torch.ones(3)
+    whole = flatten(make_fx(lambda x: [torch.empty(3).normal_() + x.exp() * leaf])(torch.ones(3)), [leaf])
+    once, each = split(whole, 2)
+    targets = [node.target for node in once.graph.nodes if node.op == "call_function"]
+    assert targets == [torch.exp, torch.mul]
+    (values,) = once(leaf, torch.ones(3))
+    first, second = each(leaf, torch.ones(3), values)[0], each(leaf, torch.ones(3), values)[0]
+    assert not first.equal(second)
+
+
+# --- products by oneDNN
+
+needs_onednn = pytest.mark.skipif(not matmul._gains(), reason="torch's own products are as fast on this processor")
+LARGE, SMALL = 200, 20
+
+
+def products_of(function, *inputs):
+    graph = flatten(make_fx(function)(*inputs), [])
+    swapped = [node for node in graph.graph.nodes if "pvae.linear" in str(node.target)]
+    return graph, swapped
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b, c: a @ b,
+        lambda a, b, c: a.t() @ b,
+        lambda a, b, c: a @ b.t(),
+        lambda a, b, c: torch.addmm(c, a, b),
+        lambda a, b, c: torch.addmm(c, a, b.t()).tanh(),
+        lambda a, b, c: torch.addmm(c, a, b).view(2, -1, LARGE).tanh().sum(0),
+    ],
+)
+def test_large_products_are_those_of_torch(function):
+    torch.manual_seed(0)
+    inputs = torch.randn(LARGE, LARGE), torch.randn(LARGE, LARGE) / LARGE, torch.randn(LARGE)
+    graph, swapped = products_of(lambda *x: [function(*x)], *inputs)
+    assert len(swapped) == 1
+    assert torch.tanh not in [node.target for node in graph.graph.nodes]
+    exact = function(*(part.double() for part in inputs))
+    torch.testing.assert_close(graph(*inputs)[0].double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+def test_a_product_that_is_used_before_its_tanh_is_kept():
+    torch.manual_seed(0)
+    a, b = torch.randn(LARGE, LARGE), torch.randn(LARGE, LARGE) / LARGE
+
+    def function(a, b):
+        product = a @ b
+        return [product.tanh() + product]
+
+    graph, swapped = products_of(function, a, b)
+    assert [node.args[-1] for node in swapped] == ["none"]
+    torch.testing.assert_close(graph(a, b)[0], function(a, b)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_products_and_other_precisions_stay_with_torch(dtype):
+    size = SMALL if dtype == torch.float32 else LARGE
+    inputs = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    _, swapped = products_of(lambda *x: [operator.matmul(*x)], *inputs)
+    assert swapped == []
