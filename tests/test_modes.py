@@ -1,4 +1,4 @@
-"""Every pair trains alike in every step mode, nothing is compiled twice, and log p(x) is the same number by any route."""
+"""Every pair trains alike in every step mode, nothing is compiled twice, and log p(x) is the same by any route."""
 
 import importlib
 import math
@@ -12,7 +12,7 @@ import pvae
 from pvae.estimators import ImportanceSampling
 from pvae.objectives import ELBO, IWAE
 from pvae.training import linear_warmup
-from tests.tables import GUIDES, MODELS, NO_DENSITY, NUM_DATA, fits
+from tests.tables import GUIDES, MODELS, NO_DENSITY, fits
 from tests.test_clean_world import assert_unchanged, world
 
 OBJECTIVES = {
@@ -165,7 +165,7 @@ def test_a_million_particles_in_float32_meet_the_closed_form():
     model = pvae.models.LinearGaussian(4, 2)
     x = torch.randn(2, 4)
     found = pvae.log_marginal(model, None, x, pvae.estimators.PriorSampling(1_000_000))
-    exact = model.double().log_marginal(x.double())
+    exact = model.double().log_prob(x.double()).detach()
     errors = (found.values - exact).abs() / found.mc_standard_errors
     assert found.mc_standard_errors.max() < 5e-3
     assert (errors < 5).all(), errors
@@ -189,21 +189,3 @@ def test_chunks_without_any_weight_change_nothing():
         stream.update(chunk)
     expected = torch.full((2,), -1000.0 + math.log(1 / 4), dtype=torch.float64)
     torch.testing.assert_close(stream.estimate().values, expected, rtol=0, atol=1e-9)
-
-
-def test_the_default_chunk_makes_batches_of_a_few_megabytes():
-    """However K and B are, one pass over the data's width stays near a million values."""
-    model, guide, x = pair("VAE", "MeanField")
-    sizes = []
-    original = type(model).forward
-
-    def spy(self, batch):
-        value = original(self, batch)
-        sizes.append(self.decoder(torch.zeros(1, 2)).numel() * len(batch))
-        return value
-
-    assert len(x) == NUM_DATA
-    estimator = ImportanceSampling(200_000, step_mode="traced")
-    found = pvae.log_marginal(model, guide, x, estimator)
-    assert found.num_samples == 200_000
-    assert (found.ess <= 200_000).all()

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Call:
         dynamic=False,
         options=_OPTIONS,
     )
-    with torch.no_grad():
+    # What torch warns of while it compiles is between its own parts.
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         call(*inputs)
     return call
 
