@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 import time
 from typing import Any
@@ -52,6 +53,7 @@ def seconds_per_step(net: Net, x: Tensor, batch_size: int, epochs: int) -> float
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from pythae.trainers.training_callbacks import CallbackHandler
 
+    logging.getLogger("pythae").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         config = BaseTrainerConfig(
             output_dir=folder,

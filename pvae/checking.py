@@ -12,6 +12,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
+from pvae.graphs.trace import Untraceable, trace
+from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective, site_without_gradient
 from pvae.params import find_parameters
 from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
@@ -23,12 +25,12 @@ __all__ = ["Finding", "check", "require", "require_support"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a pair: an "error" that makes its numbers wrong, or a "warning" that may."""
+    """One thing about a pair: an "error" that makes its numbers wrong, a "warning" that may, or a "note" on speed."""
 
     site: str
     found: str
     fix: str
-    level: Literal["error", "warning"] = "error"
+    level: Literal["error", "warning", "note"] = "error"
 
     def __str__(self) -> str:
         return f"{self.site}: {self.found}; {self.fix}"
@@ -42,10 +44,14 @@ def check(
     Finds missing and extra guide sites, shapes that differ between model and guide, latents outside the data
     plate, forgotten `to_event`, data outside the likelihood's support, sites without a pathwise gradient under
     an objective that needs one, nets that no `pyro.module` registers, and batch statistics in training mode.
+    Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
     arguments = as_batch(batch)
     with private_store(model, guide):
-        return _findings(model, guide, arguments, objective)
+        findings = _findings(model, guide, arguments, objective)
+        if not any(finding.level == "error" for finding in findings):
+            findings += _tracing(model, guide, arguments, ELBO() if objective is None else objective)
+    return findings
 
 
 def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> None:
@@ -118,6 +124,24 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
             if site_without_gradient(site) and site["infer"].get("enumerate") is None
         ]
     return findings + _nets(model, guide, batch)
+
+
+def _tracing(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> list[Finding]:
+    parameters = find_parameters(model, guide, batch)
+    leaves = [*parameters.leaves.values()]
+    if not leaves or not isinstance(objective, Objective):
+        return []
+
+    def step(*inputs: Tensor) -> list[Tensor | None]:
+        loss = -objective.bound(model, guide, inputs).mean()
+        return [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
+
+    try:
+        trace(step, parameters, batch)
+    except Untraceable as reason:
+        fix = "compute with torch's operations alone to have its steps traced and compiled; they run eagerly now"
+        return [Finding("pair", f"cannot be traced: {reason}", fix, "note")]
+    return []
 
 
 def _is_pathwise(objective: pyro.infer.ELBO) -> bool:

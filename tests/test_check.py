@@ -11,6 +11,7 @@ from torch import nn
 
 import pvae
 from pvae.objectives import ELBO, IWAE
+from tests import own_pairs
 from tests.own_pairs import PAIRS, pictures
 
 BITS = pictures(6, (4,))
@@ -250,3 +251,17 @@ def test_a_pair_that_cannot_run_says_why():
     assert lines((model, guide_of(), BITS)) == [
         "model: cannot run on a batch of shape (6, 4): a sentence of the author's own; see the shapes"
     ]
+
+
+def test_a_pair_that_cannot_be_traced_gets_a_note_that_says_why():
+    pair = own_pairs.plain()
+
+    def model(x):
+        if x[0, 0] > 5:
+            raise RuntimeError("a branch on data")
+        pair.model(x)
+
+    (note,) = pvae.check(model, pair.guide, pair.batch)
+    assert note.level == "note"
+    assert str(note).startswith("pair: cannot be traced: ")
+    assert "they run eagerly now" in note.fix
