@@ -3,9 +3,9 @@
 A sample is one draw of z for one image, decoded and weighed. pvae is timed through `log_marginal`, with all it does
 besides (checking the pair, tracing and compiling, standard errors, ESS, k-hat); the hand-written rivals do nothing but
 the estimate, in chunks of the size that is fastest for them, and what torch.compile takes is left out. pythae's
-`get_nll` takes image by image, in batches of 100 draws (its default, and its best). Contestants take turns. pvae compiles
-anew at each call, so it is given 1,000 images, a tenth of MNIST's test set; the others, who have nothing to pay once, do
-200, and pythae 4.
+`get_nll` takes image by image, in batches of 100 draws (its default, and its best). Contestants take turns. pvae
+compiles anew at each call, so it is given 1,000 images, a tenth of MNIST's test set; the others, who have nothing to
+pay once, do 200, and pythae 4.
 
 The bound is what the matrix products of the decoder alone would take at the GFLOP/s that `torch.mm` reaches at their
 largest shape, measured in the same turns.

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
-from pvae.graphs.trace import Untraceable, trace
+from pvae.graphs import trace as tracing
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective, site_without_gradient
 from pvae.params import find_parameters
@@ -137,8 +137,8 @@ def _tracing(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -
         return [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
 
     try:
-        trace(step, parameters, batch)
-    except Untraceable as reason:
+        tracing.trace(step, parameters, batch)
+    except tracing.Untraceable as reason:
         fix = "compute with torch's operations alone to have its steps traced and compiled; they run eagerly now"
         return [Finding("pair", f"cannot be traced: {reason}", fix, "note")]
     return []

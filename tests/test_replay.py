@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import pvae
+from pvae.estimators import importance
 from pvae.graphs import matmul, replay
 from pvae.graphs.flatten import flatten
 from pvae.graphs.hoist import split
@@ -195,3 +197,22 @@ def test_small_products_and_other_precisions_stay_with_torch(dtype):
     inputs = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     _, swapped = products_of(lambda *x: [operator.matmul(*x)], *inputs)
     assert swapped == []
+
+
+# --- when log p(x) is traced
+
+
+def test_auto_traces_log_marginal_where_the_run_is_long_enough(monkeypatch):
+    """One chunk per batch: the second is timed. What counts is the time that is left, here made short or long."""
+    torch.manual_seed(0)
+    model = pvae.models.LinearGaussian(4, 2)
+    guide = pvae.guides.MeanField(model, torch.zeros(2, 4), hidden=(4,))
+    x = torch.randn(40, 4)
+    traced = []
+    original = Replay.repeatedly
+    monkeypatch.setattr(Replay, "repeatedly", lambda self, *inputs: traced.append(1) or original(self, *inputs))
+    for seconds, calls in ((1e9, 0), (0.0, 8)):
+        monkeypatch.setattr(importance, "_SECONDS_TO_TRACE", seconds)
+        traced.clear()
+        pvae.log_marginal(model, guide, x, importance.ImportanceSampling(20), batch_size=4)
+        assert len(traced) == calls

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import pvae
 from pvae.training.ledger import Ledger
 from pvae.training.update import Update
 
@@ -74,3 +75,24 @@ def test_a_ledger_asks_to_be_read_before_it_holds_much():
     assert ledger.read() is None
     large = torch.empty(2**25)
     assert [ledger.add(torch.ones(2), (large,)) for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("step_mode", ["traced", "compiled"])
+def test_weights_that_a_callback_replaces_are_the_ones_that_train_on(step_mode):
+    """`leaf.data = ...` gives a leaf other memory; the graph and the kernel have to follow it."""
+    found = {}
+    for mode in ("eager", step_mode):
+        torch.manual_seed(0)
+        model = pvae.models.LinearGaussian(4, 2)
+        x = torch.randn(8, 4)
+        guide = pvae.guides.MeanField(model, x, hidden=(4,))
+
+        def renew(record, model=model):
+            for leaf in model.parameters():
+                leaf.data = leaf.data * 0.5
+
+        found[mode] = pvae.fit(
+            model, guide, x, epochs=4, batch_size=4, step_mode=mode, callbacks=[renew], progress=False
+        )
+        assert found[mode].step_mode == mode
+    torch.testing.assert_close(found[step_mode].losses, found["eager"].losses, rtol=1e-5, atol=0)

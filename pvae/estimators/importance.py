@@ -96,7 +96,7 @@ class _Streamed:
         mode = settings.step_mode
         self._traces: bool | None = None if mode == "auto" else mode != "eager"
         self._batches_left = num_batches
-        self._chunk = self._chunks_left = self._chunks_per_batch = 0
+        self._chunk = self._chunks_left = self._chunks_per_batch = self._eager_calls = 0
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._replay = Replay(
             self._weigh, parameters, "traced" if mode == "eager" else mode, self._calls_left, "importance weights"
@@ -131,7 +131,8 @@ class _Streamed:
         # Pyro has validated the first chunk; the others differ in nothing but their draws.
         with pyro.validation_enabled(False) if start else nullcontext():
             (log_weights,) = self._weigh(*batch)
-        if self._traces is None and start:
+        self._eager_calls += 1
+        if self._traces is None and self._eager_calls > 1:  # the first one warms up
             seconds = time.perf_counter() - started
             self._traces = batch[0].is_cuda or _GAIN * seconds * self._calls_left() > _SECONDS_TO_TRACE
         return log_weights

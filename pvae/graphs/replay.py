@@ -68,7 +68,7 @@ class Replay:
     ) -> None:
         self.function, self.parameters, self.target = function, parameters, mode
         self.calls_left, self.what = calls_left, what
-        self.leaves = [leaf.detach() for leaf in parameters.leaves.values()]
+        self.leaves = list(parameters.leaves.values())
         self.fallback: str | None = None
         self._graphs: dict[Any, _Graph] = {}
         self.look()

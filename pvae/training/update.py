@@ -53,7 +53,7 @@ class Update:
             used = [leaf for leaf, gradient in zip(leaves, gradients, strict=True) if gradient is not None]
             kept = [self.optimizer.state[leaf] for leaf in used]
             names = ("exp_avg", "exp_avg_sq", "step")
-            self._states[key] = _State([leaf.detach() for leaf in used], *([s[n] for s in kept] for n in names))
+            self._states[key] = _State(used, *([s[n] for s in kept] for n in names))
 
     @torch.no_grad()
     def _kernel(self, state: _State, gradients: list[Tensor], broken: Tensor | None) -> None:
