@@ -16,6 +16,7 @@ from pvae.guides import MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.objectives import ELBO
 from pvae.training import linear_warmup
+from tests import own_pairs
 
 
 def small(num_data=60, dtype=torch.float32):
@@ -312,3 +313,21 @@ def test_progress_is_silent_without_a_terminal(capfd):
     model, guide, x = small()
     pvae.fit(model, guide, x, epochs=1, progress=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_inference_steps_are_refused_where_the_guide_has_no_parameter_of_its_own():
+    pair = own_pairs.convolutional()
+    with pytest.raises(ValueError, match="register the guide's nets in the guide only"):
+        pvae.fit(pair.model, pair.guide, pair.batch, steps=2, inference_steps=2, progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there to capture on")
+def test_a_cuda_graph_on_a_cpu_is_refused_with_the_mode_to_use():
+    pair = own_pairs.plain()
+    with pytest.raises(ValueError, match="needs a CUDA device, the pair is on cpu; use 'compiled'"):
+        pvae.fit(pair.model, pair.guide, pair.batch, steps=2, step_mode="graph", progress=False)
+
+
+def test_auto_names_the_mode_that_ran():
+    pair = own_pairs.plain()
+    assert pvae.fit(pair.model, pair.guide, pair.batch, steps=3, progress=False).step_mode == "traced"

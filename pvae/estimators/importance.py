@@ -26,7 +26,7 @@ __all__ = ["ImportanceSampling", "PriorSampling"]
 # (4 MB), or takes a small share of a GPU's memory. Free memory is not asked: the draws would depend on it.
 _VALUES_AT_ONCE = 1_000_000
 _SHARE_OF_GPU = 1 / 128
-_LEAST_WIDTH = 128
+_LEAST_WIDTH = 256
 # Tracing takes some tenths of a second and makes a chunk a third faster: a shorter run stays eager.
 _SECONDS_TO_TRACE, _GAIN = 1.0, 0.3
 
