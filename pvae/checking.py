@@ -16,9 +16,9 @@ from pvae.graphs import trace as tracing
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective, site_without_gradient
 from pvae.params import find_parameters
+from pvae.runs import unmatched_sites
 from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
 from pvae.store import private_store
-from pvae.weights import unmatched_sites
 
 __all__ = ["Finding", "check", "require", "require_support"]
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.params import settle
+from pvae.runs import Layout, run_pair
 from pvae.sites import Site, random_sites
 from pvae.store import private_store
-from pvae.weights import Layout, check_num_samples, run_pair
+from pvae.weights import check_num_samples
 
 __all__ = ["encode", "reconstruct", "sample"]
 

@@ -17,11 +17,11 @@ from torch.nn import functional
 import pvae
 from pvae import params, store
 from pvae.estimators import ImportanceSampling, PriorSampling
+from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
 from pvae.params import home
 from pvae.sites import as_batch
 from pvae.store import private_store
-from pvae.weights import read_layout
 from tests import own_pairs
 from tests.own_pairs import OBSERVED, PAIRS, TOTAL, Pair, pictures
 

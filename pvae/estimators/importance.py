@@ -16,9 +16,11 @@ from torch import Tensor
 from pvae.data.kinds import nearest
 from pvae.estimators.stream import Estimate, WeightStream
 from pvae.graphs.replay import Mode, Replay
+from pvae.layout import read_layout
 from pvae.params import Parameters
+from pvae.runs import Layout, run_pair
 from pvae.sites import Batch, base_of
-from pvae.weights import Layout, check_num_samples, read_layout, run_pair
+from pvae.weights import check_num_samples
 
 __all__ = ["ImportanceSampling", "PriorSampling"]
 

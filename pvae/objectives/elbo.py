@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from pvae.objectives.objective import Objective
-from pvae.weights import PairRun
+from pvae.runs import PairRun
 
 __all__ = ["ELBO"]
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from pvae.objectives.objective import Objective
-from pvae.weights import PairRun
+from pvae.runs import PairRun
 
 __all__ = ["IWAE"]
 

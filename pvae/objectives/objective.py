@@ -9,8 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from pvae.layout import read_layout
+from pvae.runs import Layout, PairRun, run_pair
 from pvae.sites import Site, as_batch, base_of
-from pvae.weights import Layout, PairRun, check_num_samples, read_layout, run_pair
+from pvae.weights import check_num_samples
 
 __all__ = ["Objective", "site_without_gradient"]
 
@@ -74,7 +76,7 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("pvae objectives read a pair through pvae.weights.run_pair")
+        raise NotImplementedError("pvae objectives read a pair through pvae.runs.run_pair")
 
 
 def site_without_gradient(site: Site) -> bool:

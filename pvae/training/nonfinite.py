@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.weights import Layout, run_pair
+from pvae.runs import Layout, run_pair
 
 __all__ = ["describe_nonfinite"]
 

@@ -1,0 +1,81 @@
+"""How to run a pair with many particles at once, found out by trying."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pvae.contexts import called_modules, seeded
+from pvae.runs import Layout, PairRun, Stochastic, place_of, run_pair, trace_pair
+from pvae.sites import Batch, Site, data_plate, plate_nesting, random_sites
+
+__all__ = ["read_layout"]
+
+_TRIAL_ROWS = 13
+
+
+def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int) -> Layout:
+    """Find out from a trial run how to run the pair with `num_samples` particles.
+
+    Whether the nets take a particle dim is tried, and the numbers compared with those of copied batches:
+    a net that silently mixes dims would otherwise give wrong weights.
+    """
+    with torch.no_grad(), seeded(0, batch[0].device), called_modules():
+        traces = trace_pair(model, guide, batch)
+        plates = [data_plate(trace, len(batch[0])) for trace in traces if random_sites(trace)]
+        layout = Layout(
+            nesting=max(plate_nesting(trace) for trace in traces),
+            vectorizes=True,
+            data_plates=frozenset(plate.name for plate in plates),
+            places={
+                name: place_of(site, plates[-1])
+                for trace in traces
+                for name, site in random_sites(trace).items()
+                if not site["is_observed"]
+            },
+        )
+        if num_samples == 1:
+            return layout
+        return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
+
+
+def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
+    batch = _trial_batch(model, guide, batch, layout)
+    num_samples = 2
+    try:
+        wide = run_pair(model, guide, batch, num_samples, layout)
+        weights = wide.log_weights()
+    except Exception:  # whatever a net trips over, it does not take particles
+        return False
+    if any(site["value"].dim() - layout.nesting - site["fn"].event_dim < 1 for site in _latent(wide).values()):
+        return False
+    try:
+        given = {name: layout.collect(name, site["value"], num_samples) for name, site in _latent(wide).items()}
+        in_copies = replace(layout, vectorizes=False)
+        copied = run_pair(model, guide, batch, num_samples, in_copies, given=given).log_weights()
+    except Exception:  # then the copies are no way out
+        return True
+    pairs = ((weights.log_likelihood, copied.log_likelihood), (weights.log_prior, copied.log_prior))
+    return all(
+        torch.allclose(wide_part, long_part, rtol=1e-3, atol=1e-3)
+        for wide_part, long_part in (*pairs, (weights.log_guide, copied.log_guide))
+    )
+
+
+def _latent(run: PairRun) -> dict[str, Site]:
+    return {name: site for name, site in (run.model | run.guide).items() if not site["is_observed"]}
+
+
+def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> Batch:
+    """Data to try particles with: an odd number of them, as a net may take a data dim of its own width for features.
+
+    A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
+    """
+    rows = torch.arange(_TRIAL_ROWS, device=batch[0].device) % len(batch[0])
+    trial = tuple(part[rows] for part in batch)
+    try:
+        run_pair(model, guide, trial, 1, layout).log_weights()
+    except Exception:  # the pair has just run on the batch, so it is the number of data that fails
+        return batch
+    return trial

@@ -1,0 +1,343 @@
+"""One run of a pair: its sites, its log weights per datum, and the draws behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pvae.sites import Batch, Plate, Site, data_plate, plates_of, random_sites
+
+__all__ = ["Layout", "LogWeights", "PairRun", "Place", "place_of", "run_pair", "trace_pair", "unmatched_sites"]
+
+Stochastic = Callable[..., Any]
+_PARTICLES = "_pvae_particles"
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """Log weights and their parts, each (K, B), in nats: `values = log_likelihood + log_prior - log_guide`."""
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_guide: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (K, B)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def num_samples(self) -> int:
+        """K."""
+        return self.log_likelihood.shape[0]
+
+
+class Place(NamedTuple):
+    """Where a site's dims are, counted from the right: those of an event, the data plate's, and all of its plates."""
+
+    event_dim: int
+    data_dim: int
+    num_plates: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to run a pair with K particles.
+
+    `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
+    nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
+    `data_plates` names the plates over the data, of guide and model, which may have to hold those copies;
+    `places` says for each latent site where its dims are.
+    """
+
+    nesting: int
+    vectorizes: bool
+    data_plates: frozenset[str] = frozenset()
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+    def arrange(self, name: str, value: Tensor) -> Tensor:
+        """A latent value (K, B, ...) in the shape that the site has in a run with this layout."""
+        num_samples, num_data = value.shape[:2]
+        place = self.places[name]
+        data_dim = place.data_dim - place.event_dim
+        if num_samples > 1 and self.vectorizes:
+            value = value.movedim(1, data_dim)
+            return value.reshape(num_samples, *(1,) * (self.nesting - place.num_plates), *value.shape[1:])
+        return value.reshape(num_samples * num_data, *value.shape[2:]).movedim(0, data_dim)
+
+    def collect(self, name: str, value: Tensor, num_samples: int) -> Tensor:
+        """The inverse: a site's value in a run with this layout as (K, B, ...)."""
+        place = self.places[name]
+        data_dim, own = place.data_dim - place.event_dim, place.num_plates + place.event_dim
+        value = value.expand(*(1,) * (own - value.dim()), *value.shape)
+        if num_samples > 1 and self.vectorizes:
+            value = value.reshape(num_samples, *value.shape[value.dim() - own :])
+            return value.movedim(data_dim, 1)
+        value = value.reshape(value.shape[value.dim() - own :]).movedim(data_dim, 0)
+        return value.unflatten(0, (num_samples, -1))
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One run of the guide, then of the model on the guide's draws.
+
+    `num_data` is B, `num_total` the N that a subsampling plate over the data stands for (B for a plain plate).
+    Of a split run, `drawn` holds the guide's draws with their history, in the order they were drawn; the values in
+    the sites are leaves of their own.
+    """
+
+    guide: dict[str, Site]
+    model: dict[str, Site]
+    num_samples: int
+    num_data: int
+    num_total: int
+    layout: Layout
+    guide_plate: Plate | None
+    model_plate: Plate
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        """The draws of the model's latent sites by name, (K, B, ...)."""
+        return {
+            name: self.layout.collect(name, site["value"], self.num_samples)
+            for name, site in self.model.items()
+            if not site["is_observed"]
+        }
+
+    def log_weights(self) -> LogWeights:
+        """Unscaled weights: no plate scale, no `poutine.scale` and no subsampling mask takes part."""
+        masks = _shared_mask(self.model), _shared_mask(self.guide)
+        return self._collect(*(partial(_log_prob, shared_mask=mask) for mask in masks))
+
+    def scaled_log_weights(self) -> LogWeights:
+        """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
+        plate_scale = self._plate_scale()
+
+        def log_prob(site: Site) -> Tensor:
+            return scale_and_mask(_log_prob(site), site["scale"] / plate_scale)
+
+        return self._collect(log_prob, log_prob)
+
+    @property
+    def data_scale(self) -> float:
+        """N / B of a subsampling plate over the data, 1 for a plain plate."""
+        return self.num_total / self.num_data
+
+    def _plate_scale(self) -> Any:
+        """What the data plate multiplied the scale of every site by; copies of the batch count as data to it."""
+        frames = next(iter(self.model.values()))["cond_indep_stack"]
+        return next(f.full_size / f.size for f in frames if f.name == self.model_plate.name and f.size)
+
+    def kl(self) -> Tensor:
+        """KL(q(z | x) || p(z)) summed over latent sites, (K, B): closed form where torch knows one.
+
+        A site without a closed form contributes its sampled log q - log p, as in `TraceMeanField_ELBO`.
+        """
+        plate_scale = self._plate_scale()
+        terms = []
+        for name, site in self.guide.items():
+            scale = site["scale"] / plate_scale
+            prior = self.model.get(name)
+            if prior is None:
+                terms.append(scale_and_mask(_log_prob(site), scale))
+                continue
+            try:
+                divergence = kl_divergence(site["fn"], prior["fn"])
+                terms.append(scale_and_mask(divergence, scale, site["mask"]))
+            except NotImplementedError:
+                log_prior = scale_and_mask(_log_prob(prior), prior["scale"] / plate_scale)
+                terms.append(scale_and_mask(_log_prob(site), scale) - log_prior)
+        return self._sum(terms, self.guide_plate)
+
+    def _collect(self, of_model: Callable[[Site], Tensor], of_guide: Callable[[Site], Tensor]) -> LogWeights:
+        prior: list[Tensor] = []
+        likelihood: list[Tensor] = []
+        for site in self.model.values():
+            (likelihood if site["is_observed"] else prior).append(of_model(site))
+        log_prior = self._sum(prior, self.model_plate)
+        if self.guide_plate is None:
+            log_guide = log_prior
+        else:
+            log_guide = self._sum([of_guide(site) for site in self.guide.values()], self.guide_plate)
+        return LogWeights(self._sum(likelihood, self.model_plate), log_prior, log_guide)
+
+    def _sum(self, log_probs: list[Tensor], plate: Plate | None) -> Tensor:
+        """Sum sites, and within a site every plate but particles and data: (K, B)."""
+        device = next(iter(self.model.values()))["value"].device
+        total = torch.zeros((), device=device)
+        for log_prob in log_probs:
+            lead = self.layout.nesting - log_prob.dim()
+            full = log_prob.reshape((1,) * lead + log_prob.shape) if lead > 0 else log_prob
+            inner = [dim for dim in range(-self.layout.nesting, 0) if plate is None or dim != plate.dim]
+            total = total + (full.sum(inner) if inner else full).reshape(-1, self.num_data)
+        return total.expand(self.num_samples, self.num_data)
+
+
+def run_pair(
+    model: Stochastic,
+    guide: Stochastic | None,
+    batch: Batch,
+    num_samples: int,
+    layout: Layout,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    split: bool = False,
+) -> PairRun:
+    """Run the guide, then the model on its draws, with K particles; call inside a param store of your choice.
+
+    Args:
+        model: the model.
+        guide: its guide; None proposes from the model's own prior.
+        batch: the data.
+        num_samples: K.
+        layout: that of the pair for K particles.
+        given: values of latent sites to use instead of draws, each (K, B, ...).
+        split: cut the graph between a draw and what is computed from it (see `PairRun.drawn`).
+
+    Raises: ValueError if a site lies outside the data plate.
+    """
+    num_data = len(batch[0])
+    drawn: dict[str, Tensor] = {}
+    with ExitStack() as handlers:
+        if given is not None:
+            handlers.enter_context(_Given({name: layout.arrange(name, value) for name, value in given.items()}))
+        if num_samples > 1 and layout.vectorizes:
+            handlers.enter_context(pyro.plate(_PARTICLES, num_samples, dim=-1 - layout.nesting))
+        elif num_samples > 1:
+            handlers.enter_context(_InOrder(layout.data_plates))
+            batch = _copies(batch, num_samples)
+        guide_trace, model_trace = trace_pair(model, guide, batch, _Split(drawn) if split else None)
+    rows = num_data if layout.vectorizes else num_data * num_samples
+    guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
+    missing, extra = unmatched_sites(guide_sites, model_sites)
+    if guide is not None and (missing or extra):
+        raise ValueError(
+            f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
+            "sample exactly the model's latent sites in the guide"
+        )
+    model_plate = data_plate(model_trace, rows, besides=_PARTICLES)
+    return PairRun(
+        guide=guide_sites,
+        model=model_sites,
+        num_samples=num_samples,
+        num_data=num_data,
+        num_total=_subsampled_from(model_trace, model_plate) or num_data,
+        layout=layout,
+        guide_plate=data_plate(guide_trace, rows, besides=_PARTICLES) if guide_sites else None,
+        model_plate=model_plate,
+        drawn=drawn,
+    )
+
+
+def unmatched_sites(guide: dict[str, Site], model: dict[str, Site]) -> tuple[list[str], list[str]]:
+    """Latent sites that the guide lacks, and guide sites that the model does not have as latents."""
+    latent = {name for name, site in model.items() if not site["is_observed"]}
+    missing = [name for name in model if name in latent and name not in guide]
+    extra = [name for name, site in guide.items() if name not in latent and not site["infer"].get("is_auxiliary")]
+    return missing, extra
+
+
+def trace_pair(
+    model: Stochastic, guide: Stochastic | None, batch: Batch, around_guide: Messenger | None = None
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """The trace of the guide, and that of the model on the guide's draws."""
+    with around_guide or ExitStack():
+        guide_trace = poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    return guide_trace, model_trace
+
+
+def place_of(site: Site, plate: Plate) -> Place:
+    """Where the dims of a site are, `plate` being the one over the data."""
+    outermost = max(-each.dim for each in plates_of(site) if each.name != _PARTICLES)
+    return Place(site["fn"].event_dim, plate.dim, outermost)
+
+
+def _copies(batch: Batch, num_samples: int) -> Batch:
+    """The batch K times over along dim 0: row k * B + b is datum b."""
+    return tuple(part.repeat(num_samples, *(1,) * (part.dim() - 1)) for part in batch)
+
+
+def _subsampled_from(trace: poutine.Trace, plate: Plate) -> int | None:
+    """How many data a subsampling plate stands for; None for a plain plate."""
+    drawn = trace.nodes[plate.name]["fn"] if plate.name in trace.nodes else None
+    if isinstance(drawn, _Subsample) and (drawn.subsample_size is not None or drawn.size != plate.size):
+        return drawn.size
+    return None
+
+
+class _Given(Messenger):
+    """Set the values of latent sites by name."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class _Split(Messenger):
+    """Give what follows a draw a leaf of the same value, and keep the draw with its history."""
+
+    def __init__(self, drawn: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.drawn = drawn
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        self.drawn[msg["name"]] = msg["value"]
+        leaf = msg["value"].detach()
+        msg["value"] = leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+
+class _InOrder(Messenger):
+    """Give a subsampling plate over the data its batch in order, for it would refuse to hold more copies than data.
+
+    The batch is the subsample already, so no index is needed.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) and fn.subsample_size is not None and msg["name"] in self.names:
+            msg["value"] = torch.arange(fn.subsample_size, device=fn.device)
+
+
+def _shared_mask(sites: dict[str, Site]) -> Any:
+    """The mask that every site of a trace carries: it leaves out data, not terms, so log p(x) ignores it."""
+    masks = [site["mask"] for site in sites.values()]
+    first = masks[0] if masks else None
+    return first if all(_same(mask, first) for mask in masks) else None
+
+
+def _same(mask: Any, other: Any) -> bool:
+    if isinstance(mask, Tensor) and isinstance(other, Tensor):
+        return mask is other or (mask.shape == other.shape and torch.equal(mask, other))
+    return mask is other
+
+
+def _log_prob(site: Site, shared_mask: Any = None) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"])
+    mask = site["mask"]
+    if mask is None or _same(mask, shared_mask):
+        return log_prob
+    return scale_and_mask(log_prob, mask=mask)
