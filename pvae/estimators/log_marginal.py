@@ -46,6 +46,7 @@ class LogMarginal:
         num_samples: K.
         bound: "lower" (in expectation), "upper", "unbiased" or "none".
         data: what was evaluated (name, split, binarisation), where the data said so.
+        upper_values: an upper bound (in expectation) beside each value, (N,), from estimators that give both.
     """
 
     values: Tensor
@@ -55,6 +56,7 @@ class LogMarginal:
     num_samples: int
     bound: str
     data: dict[str, Any]
+    upper_values: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -144,6 +146,7 @@ def log_marginal(
             estimate = estimator.start(model, guide, parameters, len(source))
             for batch in bar.track(source.epoch(), "log p(x)", len(source)):
                 estimates.append(estimate(batch))
+    uppers = [part.upper for part in estimates if part.upper is not None]
     return LogMarginal(
         values=torch.cat([part.values for part in estimates]),
         mc_standard_errors=torch.cat([part.mc_standard_errors for part in estimates]),
@@ -152,4 +155,5 @@ def log_marginal(
         num_samples=estimator.num_samples,
         bound=estimator.bound,
         data=source.describe(),
+        upper_values=torch.cat(uppers) if uppers else None,
     )

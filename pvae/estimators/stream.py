@@ -28,6 +28,7 @@ class Estimate:
     mc_standard_errors: Tensor
     ess: Tensor
     khat: Tensor
+    upper: Tensor | None = None
 
 
 class WeightStream:
