@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pvae.contexts import called_modules, failure, seeded
 from pvae.graphs import trace as tracing
 from pvae.objectives.elbo import ELBO
-from pvae.objectives.objective import Objective, site_without_gradient
+from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
 from pvae.runs import unmatched_sites
 from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
@@ -113,12 +113,12 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     for name, site in sites["model"].items():
         if site["is_observed"]:
             findings += _support(name, site)
-    if objective is None or isinstance(objective, Objective) or _is_pathwise(objective):
+    if objective is None or _is_pathwise(objective):
         findings += [
             Finding(
                 f"site '{name}'",
                 f"{type(base_of(site['fn'])).__name__} has no pathwise gradient",
-                "use a reparameterised distribution, or pyro's TraceGraph_ELBO for score-function gradients",
+                PATHWISE_FIX,
             )
             for name, site in sites["guide"].items()
             if site_without_gradient(site) and site["infer"].get("enumerate") is None
@@ -145,6 +145,8 @@ def _tracing(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -
 
 
 def _is_pathwise(objective: pyro.infer.ELBO) -> bool:
+    if isinstance(objective, Objective):
+        return objective.needs_pathwise
     return isinstance(objective, pyro.infer.TraceMeanField_ELBO)
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, logp, sample, list."""
+"""The command line: train, logp, compare, sample, list."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def train(
             "data": _data_words(result.data),
             "model": model,
             "guide": guide,
-            "objective": f"{type(chosen).__name__}({chosen.num_samples})",
+            "objective": f"{type(chosen).__name__}({chosen.num_particles})",
             "epochs": last["epoch"],
             "steps": last["step"],
             "step_mode": result.step_mode,
@@ -164,6 +164,43 @@ def logp(
     summary = {"estimator": estimator, **result.summary()}
     record_result(run, summary)
     _show(f"log p(x) of {run}, nats per datum", {**summary, "data": _data_words(result.data)}, as_json)
+
+
+@app.command()
+@friendly
+def compare(
+    run_a: Run,
+    run_b: Run,
+    estimator: Annotated[str, typer.Option(help="As in `pvae logp`.")] = "importance_sampling",
+    samples: Annotated[int, typer.Option(help="Particles per datum (K).")] = 1000,
+    subset: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Data at once.")] = 100,
+    data_root: Root = None,
+    model_a: Own = None,
+    guide_a: Own = None,
+    model_b: Own = None,
+    guide_b: Own = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compare log p(x) of the same test data under two runs: the paired difference, its error, a verdict."""
+    from pvae import recipes
+    from pvae.commands import first_test_data, load_run
+    from pvae.compare_runs import compare_runs
+
+    chosen = recipes.pick("pvae.estimators", estimator)(samples)
+    device = device or _best_device()
+    loaded_a = load_run(run_a, model_a, guide_a, data_root, device, "-a")
+    loaded_b = load_run(run_b, model_b, guide_b, data_root, device, "-b")
+    if subset is not None:
+        loaded_a, loaded_b = ((pair, first_test_data(dataset, subset)) for pair, dataset in (loaded_a, loaded_b))
+    a, b, found = compare_runs(
+        loaded_a, loaded_b, chosen, batch_size=batch_size, device=device, seed=seed, progress=not as_json
+    )
+    rows = {"run_a": str(run_a), "run_b": str(run_b), "estimator": estimator, "num_samples": samples}
+    rows |= {"mean_a": a.mean, "mean_b": b.mean, **found.summary(), "data": _data_words(found.data)}
+    _show("log p(x) of A - B, nats per datum", rows, as_json)
 
 
 @app.command()

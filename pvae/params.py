@@ -6,7 +6,7 @@ A pair may hold them in modules registered by `pyro.module`, in `PyroModule`s, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyro
@@ -56,6 +56,17 @@ class Parameters:
         for tensor in (*self.leaves.values(), *self.buffers.values()):
             return tensor.device
         return torch.device("cpu")
+
+    def joined_by(self, name: str, module: nn.Module) -> Parameters:
+        """These and those of a module that is trained beside the pair; they count as the guide's."""
+        own = {f"{name}.{full}": leaf for full, leaf in module.named_parameters()}
+        return replace(
+            self,
+            leaves=self.leaves | own,
+            buffers=self.buffers | {f"{name}.{full}": buffer for full, buffer in module.named_buffers()},
+            modules=(*self.modules, *module.modules()),
+            guide_only=self.guide_only | own.keys(),
+        )
 
     def value(self, name: str) -> Tensor:
         """A parameter within its constraint; inside the store where it was found."""

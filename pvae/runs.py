@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,12 +124,11 @@ class PairRun:
 
     def scaled_log_weights(self) -> LogWeights:
         """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
-        plate_scale = self._plate_scale()
+        return self._collect(self._scaled, self._scaled)
 
-        def log_prob(site: Site) -> Tensor:
-            return scale_and_mask(_log_prob(site), site["scale"] / plate_scale)
-
-        return self._collect(log_prob, log_prob)
+    def log_guide_of(self, names: Collection[str]) -> Tensor:
+        """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
+        return self._sum([self._scaled(self.guide[name]) for name in names], self.guide_plate)
 
     @property
     def data_scale(self) -> float:
@@ -141,26 +140,35 @@ class PairRun:
         frames = next(iter(self.model.values()))["cond_indep_stack"]
         return next(f.full_size / f.size for f in frames if f.name == self.model_plate.name and f.size)
 
-    def kl(self) -> Tensor:
-        """KL(q(z | x) || p(z)) summed over latent sites, (K, B): closed form where torch knows one.
+    def kl(self, *, analytic: bool) -> dict[str, Tensor]:
+        """KL(q(z | x) || p(z)) of each latent site, (K, B): log q - log p at the draws, or in closed form.
 
-        A site without a closed form contributes its sampled log q - log p, as in `TraceMeanField_ELBO`.
+        A site for which torch knows no closed form contributes its sampled one, as in `TraceMeanField_ELBO`.
         """
-        plate_scale = self._plate_scale()
-        terms = []
-        for name, site in self.guide.items():
-            scale = site["scale"] / plate_scale
-            prior = self.model.get(name)
-            if prior is None:
-                terms.append(scale_and_mask(_log_prob(site), scale))
-                continue
+        return {
+            name: self._sum([self._kl_term(name, site, analytic)], self.guide_plate) for name, site in self._kl_sites()
+        }
+
+    def _kl_sites(self) -> list[tuple[str, Site]]:
+        """The guide's sites, or without a guide the model's own latent ones."""
+        if self.guide:
+            return list(self.guide.items())
+        return [(name, site) for name, site in self.model.items() if not site["is_observed"]]
+
+    def _kl_term(self, name: str, site: Site, analytic: bool) -> Tensor:
+        prior = self.model.get(name)
+        if prior is None:
+            return self._scaled(site)
+        if analytic:
             try:
                 divergence = kl_divergence(site["fn"], prior["fn"])
-                terms.append(scale_and_mask(divergence, scale, site["mask"]))
+                return scale_and_mask(divergence, site["scale"] / self._plate_scale(), site["mask"])
             except NotImplementedError:
-                log_prior = scale_and_mask(_log_prob(prior), prior["scale"] / plate_scale)
-                terms.append(scale_and_mask(_log_prob(site), scale) - log_prior)
-        return self._sum(terms, self.guide_plate)
+                pass
+        return self._scaled(site) - self._scaled(prior)
+
+    def _scaled(self, site: Site) -> Tensor:
+        return scale_and_mask(_log_prob(site), site["scale"] / self._plate_scale())
 
     def _collect(self, of_model: Callable[[Site], Tensor], of_guide: Callable[[Site], Tensor]) -> LogWeights:
         prior: list[Tensor] = []

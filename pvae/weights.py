@@ -34,7 +34,7 @@ def log_weights(
         return run_pair(model, guide, arguments, num_samples, layout).log_weights()
 
 
-def check_num_samples(num_samples: int) -> None:
+def check_num_samples(num_samples: int, name: str = "num_samples") -> None:
     """Raise ValueError unless `num_samples` is an integer of at least 1."""
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}; try 1000")
+        raise ValueError(f"{name} must be a whole number of at least 1, got {num_samples!r}; try 1000")

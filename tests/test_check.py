@@ -149,8 +149,8 @@ MISTAKES = {
             guide_of(posterior=lambda x: dist.Poisson(pyro.param("rate", torch.ones(2))).to_event(1)),
             BITS,
         ),
-        "site 'z': Poisson has no pathwise gradient; use a reparameterised distribution, or pyro's TraceGraph_ELBO for "
-        "score-function gradients",
+        "site 'z': Poisson has no pathwise gradient; use a reparameterised distribution, or an objective with "
+        "gradient='score'",
     ),
 }
 

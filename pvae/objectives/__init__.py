@@ -1,5 +1,11 @@
 """What training makes large: bounds on log p(x), each a `pyro.infer.ELBO`."""
 
+from pvae.objectives import baselines as baselines
+from pvae.objectives.combinations import CIWAE as CIWAE
+from pvae.objectives.combinations import MIWAE as MIWAE
+from pvae.objectives.combinations import PIWAE as PIWAE
 from pvae.objectives.elbo import ELBO as ELBO
 from pvae.objectives.iwae import IWAE as IWAE
 from pvae.objectives.objective import Objective as Objective
+from pvae.objectives.renyi import CUBO as CUBO
+from pvae.objectives.renyi import Renyi as Renyi

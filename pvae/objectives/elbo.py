@@ -6,8 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from pvae.objectives.baselines import Baseline
+from pvae.objectives.gradient import GradientName
+from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun
+from pvae.sites import Batch
 
 __all__ = ["ELBO"]
 
@@ -17,27 +21,53 @@ class ELBO(Objective):
 
     With `kl="sampled"` the KL is the mean of log q - log p over the same draws, equal to `Trace_ELBO`;
     with `kl="analytic"` each site uses the closed form where torch knows one, equal to `TraceMeanField_ELBO`.
-    A `beta` other than 1 weighs the KL for good (Higgins et al. 2017); beta 0 with a `Delta` guide is the plain
-    autoencoder.
 
-    Raises: ValueError for `num_samples` < 1, an unknown `kl`, or a negative `beta`.
+    Args:
+        num_samples: K.
+        kl: "sampled" or "analytic".
+        beta: weighs the KL for good (Higgins et al. 2017); 0 with a `Delta` guide is the plain autoencoder.
+        free_bits: the least KL of each latent site that is paid for, in nats, as a mean over the batch: a site below it
+            feels no pull to its prior, max(free_bits, KL) (Kingma et al. 2016). The bound stays one.
+        gradient: as in `Objective`; all but "pathwise" need the sampled KL.
+        baseline: as in `Objective`.
+
+    Raises: ValueError for `num_samples` < 1, an unknown `kl`, a negative `beta` or `free_bits`, or options that exclude
+        each other.
 
     Kingma and Welling (2014), Auto-Encoding Variational Bayes.
     """
 
     def __init__(
-        self, num_samples: int = 1, *, kl: Literal["sampled", "analytic"] = "sampled", beta: float = 1.0
+        self,
+        num_samples: int = 1,
+        *,
+        kl: Literal["sampled", "analytic"] = "sampled",
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        gradient: GradientName = "pathwise",
+        baseline: Baseline | None = None,
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, gradient, baseline)
         if kl not in ("sampled", "analytic"):
             raise ValueError(f"kl must be 'sampled' or 'analytic', got {kl!r}")
         if not beta >= 0:
             raise ValueError(f"beta must be at least 0, got {beta!r}; 1 gives a bound on log p(x)")
-        self.kl = kl
-        self.beta = beta
+        if not free_bits >= 0:
+            raise ValueError(f"free_bits must be at least 0 nats per latent site, got {free_bits!r}; try 0.5")
+        if gradient != "pathwise" and (kl == "analytic" or free_bits):
+            raise ValueError(
+                f"gradient {gradient!r} works on sampled log weights, got kl={kl!r} and free_bits={free_bits!r}; "
+                "use kl='sampled' without free bits, or gradient='pathwise'"
+            )
+        self.num_samples, self.kl, self.beta, self.free_bits = num_samples, kl, beta, free_bits
 
-    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
         """E_q[log p(x | z)] - kl_weight * beta * KL, (B,)."""
-        weights = run.scaled_log_weights()
-        kl = run.kl() if self.kl == "analytic" else weights.log_guide - weights.log_prior
-        return (weights.log_likelihood - kl_weight * self.beta * kl).mean(0)
+        weight = kl_weight * self.beta
+        if self.kl == "sampled" and not self.free_bits:
+            return self.gradient.apply(run, batch, weight, Blend([(1.0, PowerMean(0.0))], self.num_particles))
+        log_likelihood = run.scaled_log_weights().log_likelihood.mean(0)
+        terms = [term.mean(0) for term in run.kl(analytic=self.kl == "analytic").values()]
+        if self.free_bits:
+            terms = [term.mean().clamp(min=self.free_bits) for term in terms]
+        return log_likelihood - weight * sum(terms)

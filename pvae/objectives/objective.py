@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from pvae.layout import read_layout
+from pvae.objectives.baselines import Baseline
+from pvae.objectives.gradient import Gradient, GradientName
 from pvae.runs import Layout, PairRun, run_pair
-from pvae.sites import Site, as_batch, base_of
+from pvae.sites import Batch, Site, as_batch, base_of
 from pvae.weights import check_num_samples
 
-__all__ = ["Objective", "site_without_gradient"]
+__all__ = ["PATHWISE_FIX", "Objective", "site_without_gradient"]
+
+PATHWISE_FIX = "use a reparameterised distribution, or an objective with gradient='score'"
 
 
 class Objective(pyro.infer.ELBO):
@@ -22,46 +26,78 @@ class Objective(pyro.infer.ELBO):
 
     A subclass writes `reduce`, from one run of a pair to (B,). `loss` and its kin follow Pyro's
     convention instead: the negative, summed over the batch, times the scale of a subsampling plate.
+
+    Args:
+        num_particles: draws per datum of one run.
+        gradient: "pathwise", "stl", "dreg", "score" or "mixed" (`pvae.objectives.gradient.Gradient`).
+        baseline: of the score function, one of `pvae.objectives.baselines`; trained beside the pair.
+
+    Raises: ValueError for fewer than 1 particle, an unknown gradient, or a baseline without a score function.
     """
 
-    def __init__(self, num_samples: int = 1) -> None:
-        check_num_samples(num_samples)
-        super().__init__(num_particles=num_samples, vectorize_particles=True)
-        self.num_samples = num_samples
+    # Whether the graph is cut at the draws even for the pathwise gradient.
+    always_split = False
+
+    def __init__(
+        self, num_particles: int = 1, gradient: GradientName = "pathwise", baseline: Baseline | None = None
+    ) -> None:
+        check_num_samples(num_particles)
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.gradient = Gradient(gradient, baseline)
         self._layout: tuple[Any, Any, Layout] | None = None
 
     @abstractmethod
-    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
         """The bound per datum, (B,), in nats, with every KL term times `kl_weight`."""
 
     def bound(
         self, model: Any, guide: Any, batch: Tensor | tuple[Tensor, ...], kl_weight: float | Tensor = 1.0
     ) -> Tensor:
-        """The bound per datum, (B,), in nats; differentiable; a KL weight below 1 makes it no bound.
+        """The bound per datum, (B,), in nats; its gradient is the one asked for. A KL weight below 1 makes it no bound.
 
-        Raises: ValueError if a guide site has no pathwise gradient.
+        Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one.
         """
-        return self.reduce(self._run(model, guide, as_batch(batch)), kl_weight)
+        arguments = as_batch(batch)
+        return self.reduce(self._run(model, guide, arguments), arguments, kl_weight)
+
+    def bound_and_report(
+        self, model: Any, guide: Any, batch: tuple[Tensor, ...], kl_weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The bound to differentiate, and the one to report, where the KL counts in full; both (B,), of one run."""
+        run = self._run(model, guide, batch)
+        bound = self.reduce(run, batch, kl_weight)
+        if isinstance(kl_weight, float) and kl_weight == 1.0:
+            return bound, bound.detach()
+        with torch.no_grad():
+            return bound, self.reduce(run, batch, 1.0)
 
     def _run(self, model: Any, guide: Any, batch: tuple[Tensor, ...]) -> PairRun:
         if self._layout is None or self._layout[:2] != (model, guide):
-            self._layout = model, guide, read_layout(model, guide, batch, self.num_samples)
-        run = run_pair(model, guide, batch, self.num_samples, self._layout[2])
+            self._layout = model, guide, read_layout(model, guide, batch, self.num_particles)
+        learns = torch.is_grad_enabled()
+        split = learns and (self.always_split or self.gradient.name != "pathwise")
+        run = run_pair(model, guide, batch, self.num_particles, self._layout[2], split=split)
         for name, site in run.guide.items():
-            if torch.is_grad_enabled() and site_without_gradient(site):
+            if learns and self.needs_pathwise and site_without_gradient(site):
                 family = type(base_of(site["fn"])).__name__
                 raise ValueError(
-                    f"site '{name}' is drawn from {family}, which has no pathwise gradient; "
-                    "use a reparameterised distribution, or pyro's TraceGraph_ELBO for score-function gradients"
+                    f"site '{name}' is drawn from {family}, which has no pathwise gradient; {PATHWISE_FIX}"
                 )
         return run
+
+    @property
+    def needs_pathwise(self) -> bool:
+        """Whether every site of the guide has to be reparameterised."""
+        return self.gradient.name not in ("score", "mixed")
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the bound, summed over data, as a tensor to differentiate (what `ELBOModule` calls)."""
         if kwargs:
             raise ValueError(f"a batch is positional, got keywords {sorted(kwargs)}; pass tensors in order")
+        if self.gradient.baseline is not None:
+            pyro.module("baseline", self.gradient.baseline)
         run = self._run(model, guide, args)
-        return -self.reduce(run, 1.0).sum() * run.data_scale
+        return -self.reduce(run, args, 1.0).sum() * run.data_scale
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, summed over data."""

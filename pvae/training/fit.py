@@ -145,7 +145,10 @@ def fit(
                 f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'"
             )
         require(model, guide, source.example(), objective)
-        loop = Loop(model, guide, objective, parameters, step_mode, clip_norm, inference_steps, kl_schedule, total)
+        trained = parameters
+        if isinstance(objective, Objective) and objective.gradient.baseline is not None:
+            trained = parameters.joined_by("baseline", objective.gradient.baseline.to(parameters.device))
+        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, inference_steps, kl_schedule, total)
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)

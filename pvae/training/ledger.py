@@ -13,16 +13,20 @@ _MOST_PENDING, _MOST_BYTES = 50, 256 * 2**20
 
 
 class Ledger:
-    """Takes the (loss, gradient norm) of each step, and reads many at once, so that a GPU need not wait for any.
+    """Takes the numbers of each step, and reads many at once, so that a GPU need not wait for any.
+
+    They are the loss, the norm of the gradients, and the loss to report.
 
     Attributes:
         losses: the loss of each step that was read, nats per datum.
+        reports: what the history reports in its place, where the KL counts in full.
         sizes: how many data each of them is a mean over.
         broken: 1 from the first step on that was not finite, else 0; a float32 scalar on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.losses: list[float] = []
+        self.reports: list[float] = []
         self.sizes: list[int] = []
         self.broken = torch.zeros((), device=device)
         self._pending: list[tuple[Tensor, tuple[Tensor, ...]]] = []
@@ -40,18 +44,20 @@ class Ledger:
         if not self._pending:
             return None
         pending, self._pending = self._pending, []
-        for (loss, norm), (_, batch) in zip(torch.stack([p for p, _ in pending]).tolist(), pending, strict=True):
+        pulses = torch.stack([pulse for pulse, _ in pending]).tolist()
+        for (loss, norm, report), (_, batch) in zip(pulses, pending, strict=True):
             if not math.isfinite(loss + norm):
                 return len(self.losses) + 1, loss, norm, batch
-            self.note(loss, len(batch[0]))
+            self.note(loss, report, len(batch[0]))
         return None
 
-    def note(self, loss: float, num_data: int) -> None:
-        """Take a loss that was read already."""
+    def note(self, loss: float, report: float, num_data: int) -> None:
+        """Take numbers that were read already."""
         self.losses.append(loss)
+        self.reports.append(report)
         self.sizes.append(num_data)
 
     def mean(self, first: int) -> float:
-        """Mean loss per datum from step `first` (counted from 0) on."""
-        pairs = list(zip(self.losses[first:], self.sizes[first:], strict=True))
-        return sum(loss * size for loss, size in pairs) / sum(size for _, size in pairs)
+        """Mean of what is reported, per datum, from step `first` (counted from 0) on."""
+        pairs = list(zip(self.reports[first:], self.sizes[first:], strict=True))
+        return sum(report * size for report, size in pairs) / sum(size for _, size in pairs)

@@ -67,8 +67,9 @@ class Loop:
         if not isinstance(objective, Objective):
             return PyroStep(objective, self.model, self.guide, leaves, clip_norm)
 
-        def loss(batch: tuple[Tensor, ...], kl_weight: Tensor | float) -> Tensor:
-            return -objective.bound(self.model, self.guide, batch, kl_weight).mean()
+        def loss(batch: tuple[Tensor, ...], kl_weight: Tensor | float) -> tuple[Tensor, Tensor]:
+            bound, report = objective.bound_and_report(self.model, self.guide, batch, kl_weight)
+            return -bound.mean(), -report.mean()
 
         eager = EagerStep(loss, leaves, clip_norm)
         if step_mode == "eager":
@@ -179,10 +180,10 @@ class Loop:
             if is_due:
                 self._read()
         else:
-            loss, norm = pulse.tolist()
+            loss, norm, report = pulse.tolist()
             if not math.isfinite(loss + norm):
                 self._refuse(self.step_count, loss, norm, batch, gradients)
-            self.ledger.note(loss, len(batch[0]))
+            self.ledger.note(loss, report, len(batch[0]))
             self.update(step.leaves, gradients)
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()

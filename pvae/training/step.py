@@ -17,11 +17,12 @@ __all__ = ["EagerStep", "PyroStep", "Step", "TracedStep"]
 
 Batch = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
-Loss = Callable[[Batch, Tensor | float], Tensor]
+# The loss to differentiate, and what to report in its place where a KL weight is part of it.
+Loss = Callable[[Batch, Tensor | float], tuple[Tensor, Tensor]]
 
 
 class Step(Protocol):
-    """Trains `leaves`: (loss per datum, norm of all gradients), (2,), and the gradient of each leaf.
+    """Trains `leaves`: (loss per datum, norm of all gradients, loss to report), (3,), and the gradient of each leaf.
 
     Nothing returned has a history. A leaf that took no part has the gradient None. The norm is that before clipping.
     """
@@ -52,9 +53,9 @@ class EagerStep:
 
     def __call__(self, batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Gradients]:
         """Loss and gradients by autograd."""
-        loss = self.loss(batch, kl_weight)
+        loss, report = self.loss(batch, kl_weight)
         gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        return _finish(loss.detach(), gradients, self.clip_norm)
+        return _finish(loss.detach(), report, gradients, self.clip_norm)
 
 
 class PyroStep(EagerStep):
@@ -73,7 +74,8 @@ class PyroStep(EagerStep):
         loss = self.objective.loss_and_grads(self.model, self.guide, *batch)  # type: ignore[attr-defined]
         num_data = len(batch[0])
         gradients = [None if leaf.grad is None else leaf.grad / num_data for leaf in self.leaves]
-        return _finish(torch.as_tensor(loss / num_data, device=batch[0].device), gradients, self.clip_norm)
+        per_datum = torch.as_tensor(loss / num_data, device=batch[0].device)
+        return _finish(per_datum, per_datum, gradients, self.clip_norm)
 
 
 class TracedStep:
@@ -109,10 +111,10 @@ class TracedStep:
         return [pulse, *gradients]
 
 
-def _finish(loss: Tensor, gradients: Gradients, clip_norm: float | None) -> tuple[Tensor, Gradients]:
+def _finish(loss: Tensor, report: Tensor, gradients: Gradients, clip_norm: float | None) -> tuple[Tensor, Gradients]:
     norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
     dtype = torch.promote_types(loss.dtype, norm.dtype)
-    pulse = torch.stack([loss.to(dtype), norm.to(loss.device, dtype)])
+    pulse = torch.stack([loss.to(dtype), norm.to(loss.device, dtype), report.to(dtype)])
     if clip_norm is not None:
         shrink = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         # Not in place: two leaves may have been given one and the same gradient.

@@ -1,0 +1,128 @@
+"""Baselines of score-function gradients: what a draw's signal is compared with, so that its noise falls.
+
+A baseline that does not depend on the draw itself changes no expectation. Each is a module, called with the signals
+(K, B) of the draws, what the other draws predict of them, and the batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pvae.nets import MLP
+from pvae.sites import Batch, as_batch
+
+__all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
+
+
+class Baseline(nn.Module):
+    """From signals to advantages, both (K, B), and a loss of the baseline's own, (B,)."""
+
+    needs_others = False
+
+    @abstractmethod
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Advantages (without history) and the loss that trains the baseline (0 for one without parameters).
+
+        `others` gives what the other draws of a datum predict of each signal, (K, B).
+        """
+
+
+class LeaveOneOut(Baseline):
+    """The other draws of the same datum: each signal minus itself with its log weight replaced by their mean.
+
+    Under the ELBO that is the leave-one-out mean of Kool, van Hoof and Welling (2019), Buy 4 REINFORCE Samples, Get a
+    Baseline for Free!; under IWAE it is VIMCO, by Mnih and Rezende (2016), Variational Inference for Monte Carlo
+    Objectives. It needs at least 2 particles.
+    """
+
+    needs_others = True
+
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Signals minus what the others predict, and no loss."""
+        return signals - others(), signals.new_zeros(signals.shape[1])
+
+
+class RunningMean(Baseline):
+    """One number for all data: the exponential moving average of the signals seen before.
+
+    Raises: ValueError unless 0 <= decay < 1.
+    """
+
+    mean: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}; try 0.99")
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Signals minus their moving average up to now, and no loss."""
+        # Divided by the weight of what it has seen, so that the average is right from the second step on.
+        centred = signals - (self.mean / self.weight.clamp(min=1e-12)).to(signals)
+        self.mean.mul_(self.decay).add_((1 - self.decay) * signals.mean())
+        self.weight.mul_(self.decay).add_(1 - self.decay)
+        return centred, signals.new_zeros(signals.shape[1])
+
+
+class Neural(Baseline):
+    """A net of the data, trained beside the pair on the squared error, b(x) ~= E[signal | x], over a moving average.
+
+    With `normalize` the advantages are divided by their running standard deviation where that is above 1.
+
+    Args:
+        example_batch: a batch, read for its shapes.
+        hidden: widths of the net's hidden layers (tanh).
+        net: from the batch to (B, 1), to use instead.
+        decay: of the moving averages.
+        normalize: whether to divide by the running standard deviation.
+
+    Raises: ValueError unless 0 <= decay < 1.
+
+    Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks.
+    """
+
+    variance: Tensor
+
+    def __init__(
+        self,
+        example_batch: Tensor | Batch,
+        *,
+        hidden: tuple[int, ...] = (100,),
+        net: Callable[..., Tensor] | None = None,
+        decay: float = 0.99,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.centre = RunningMean(decay)
+        self.net = net
+        if net is None:
+            batch = as_batch(example_batch)
+            self.net = MLP(sum(part[0].numel() for part in batch), hidden, 1)
+        self.default, self.normalize, self.decay = net is None, normalize, decay
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Signals minus average and net, scaled; and the squared error of the net."""
+        centred, _ = self.centre(signals, others, batch)
+        error = centred - self._predict(batch).to(signals)
+        advantages = error.detach()
+        if self.normalize:
+            advantages = advantages / self.variance.sqrt().clamp(min=1).to(signals)
+            self.variance.mul_(self.decay).add_((1 - self.decay) * error.detach().square().mean())
+        return advantages, error.square().mean(0)
+
+    def _predict(self, batch: Batch) -> Tensor:
+        """b(x), (B,)."""
+        assert self.net is not None
+        if self.default:
+            weight = next(self.net.parameters())  # type: ignore[attr-defined]
+            batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
+        return self.net(*batch).squeeze(-1)
