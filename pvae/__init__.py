@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pvae import data as data
+    from pvae import diagnostics as diagnostics
     from pvae import estimators as estimators
     from pvae import guides as guides
     from pvae import models as models
     from pvae import nets as nets
     from pvae import objectives as objectives
     from pvae import training as training
+    from pvae import truth as truth
     from pvae.checking import check as check
+    from pvae.comparison import Comparison as Comparison
+    from pvae.comparison import compare as compare
     from pvae.estimators.log_marginal import LogMarginal as LogMarginal
     from pvae.estimators.log_marginal import log_marginal as log_marginal
     from pvae.generate import encode as encode
@@ -28,12 +32,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("data", "estimators", "guides", "models", "nets", "objectives", "training")
+_PACKAGES = ("data", "diagnostics", "estimators", "guides", "models", "nets", "objectives", "training", "truth")
 _HOMES = {
+    "Comparison": "pvae.comparison",
     "FitResult": "pvae.training.fit",
     "LogMarginal": "pvae.estimators.log_marginal",
     "LogWeights": "pvae.weights",
     "check": "pvae.checking",
+    "compare": "pvae.comparison",
     "encode": "pvae.generate",
     "fit": "pvae.training.fit",
     "load": "pvae.training.checkpoint",

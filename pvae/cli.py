@@ -198,7 +198,7 @@ def compare(
     a, b, found = compare_runs(
         loaded_a, loaded_b, chosen, batch_size=batch_size, device=device, seed=seed, progress=not as_json
     )
-    rows = {"run_a": str(run_a), "run_b": str(run_b), "estimator": estimator, "num_samples": samples}
+    rows = {"run_a": str(run_a), "run_b": str(run_b), "estimator": estimator, "num_samples": a.num_samples}
     rows |= {"mean_a": a.mean, "mean_b": b.mean, **found.summary(), "data": _data_words(found.data)}
     _show("log p(x) of A - B, nats per datum", rows, as_json)
 

@@ -116,9 +116,9 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def load_run(
-    run: Path, model: str | None, guide: str | None, data_root: Path | None, device: str
+    run: Path, model: str | None, guide: str | None, data_root: Path | None, device: str, suffix: str = ""
 ) -> tuple[tuple[Any, Any], DataSet]:
-    """The trained pair of a run folder, and its data set."""
+    """The trained pair of a run folder, and its data set; the options were --model and --guide plus `suffix`."""
     config = read_config(run)
     recipe = config.get("recipe")
     if not isinstance(recipe, dict) or not {"data", "data_root", "binarize", "model", "guide"} <= recipe.keys():
@@ -126,9 +126,10 @@ def load_run(
     for role, given in (("model", model), ("guide", guide)):
         own = recipes.is_own(recipe[role])
         if given is not None and given != recipe[role] and not (own and recipes.is_own(given)):
-            raise ValueError(f"the {role} of {run} is {recipe[role]}, not {given}; leave --{role} out")
+            raise ValueError(f"the {role} of {run} is {recipe[role]}, not {given}; leave --{role}{suffix} out")
         if given is None and own:
-            raise ValueError(f"the {role} of {run} is your own code; name it again with --{role} {recipe[role]}")
+            again = f"--{role}{suffix} {recipe[role]}"
+            raise ValueError(f"the {role} of {run} is your own code; name it again with {again}")
     pair = load(run, own_function(model), own_function(guide), device=device)
     root = data_root or recipe["data_root"]
     dataset = pvae.data.load(recipe["data"], root=root, binarize=recipe["binarize"])

@@ -93,11 +93,13 @@ class Layout:
 class PairRun:
     """One run of the guide, then of the model on the guide's draws.
 
-    `num_data` is B, `num_total` the N that a subsampling plate over the data stands for (B for a plain plate).
+    `batch` is what it ran on, `num_data` its B, `num_total` the N that a subsampling plate over the data stands for (B
+    for a plain plate).
     Of a split run, `drawn` holds the guide's draws with their history, in the order they were drawn; the values in
     the sites are leaves of their own.
     """
 
+    batch: Batch
     guide: dict[str, Site]
     model: dict[str, Site]
     num_samples: int
@@ -217,7 +219,7 @@ def run_pair(
 
     Raises: ValueError if a site lies outside the data plate.
     """
-    num_data = len(batch[0])
+    data, num_data = batch, len(batch[0])
     drawn: dict[str, Tensor] = {}
     with ExitStack() as handlers:
         if given is not None:
@@ -238,6 +240,7 @@ def run_pair(
         )
     model_plate = data_plate(model_trace, rows, besides=_PARTICLES)
     return PairRun(
+        batch=data,
         guide=guide_sites,
         model=model_sites,
         num_samples=num_samples,

@@ -12,7 +12,7 @@ from torch import Tensor
 from pvae.layout import read_layout
 from pvae.sites import Batch, random_sites
 
-__all__ = ["Simulated", "simulate"]
+__all__ = ["Simulated", "Simulator", "observed_parts", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,52 @@ class Simulated:
     latents: dict[str, Tensor]
 
 
-def simulate(model: Any, batch: Batch) -> Simulated:
-    """Draw latents and data, one per datum of `batch`, from torch's global generator; call inside a store.
+class Simulator:
+    """Draws latents and data from a model, one per datum of a batch, from torch's global generator.
 
-    Parts of the batch that the model conditions on stay as they are.
+    Parts of the batch that the model conditions on stay as they are. Build and call it inside a param store.
+
+    Args:
+        model: any model within the contract.
+        batch: an example, to look at the model with.
 
     Raises: ValueError if an observed site holds no part of the batch as it is (reshaped at most).
     """
+
+    def __init__(self, model: Any, batch: Batch) -> None:
+        self.model, self.parts = model, observed_parts(model, batch)
+        self.layout = read_layout(model, None, batch, 1)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Simulated:
+        """A draw for each datum of `batch`."""
+        trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*batch)
+        parts, latents = list(batch), {}
+        for name, site in random_sites(trace).items():
+            if name in self.parts:
+                part = parts[self.parts[name]]
+                parts[self.parts[name]] = site["value"].to(part.dtype).reshape(part.shape)
+            else:
+                latents[name] = self.layout.collect(name, site["value"], 1)
+        return Simulated(tuple(parts), latents)
+
+
+def simulate(model: Any, batch: Batch) -> Simulated:
+    """One draw of latents and data for each datum of `batch`, as by a `Simulator`; call inside a param store."""
+    return Simulator(model, batch)(batch)
+
+
+def observed_parts(model: Any, batch: Batch) -> dict[str, int]:
+    """Which part of the batch each observed site holds; call inside a param store.
+
+    Raises: ValueError if a site holds no part of it as it is (reshaped at most).
+    """
     with torch.no_grad():
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*batch)
-        layout = read_layout(model, None, batch, 1)
-    parts = list(batch)
-    latents = {}
-    for name, site in random_sites(trace).items():
-        if site["infer"].get("was_observed"):
-            index = _part(name, site["infer"]["obs"], batch)
-            parts[index] = site["value"].to(batch[index].dtype).reshape(batch[index].shape)
-        else:
-            latents[name] = layout.collect(name, site["value"], 1)
-    return Simulated(tuple(parts), latents)
+        sites = random_sites(poutine.trace(model).get_trace(*batch))
+    return {name: _part(name, site["value"], batch) for name, site in sites.items() if site["is_observed"]}
 
 
 def _part(name: str, observed: Tensor, batch: Batch) -> int:
-    """Which part of the batch a site observes."""
     same = [
         index
         for index, part in enumerate(batch)
@@ -57,7 +80,7 @@ def _part(name: str, observed: Tensor, batch: Batch) -> int:
     shared = [index for index in same if batch[index].data_ptr() == observed.data_ptr()]
     if not same:
         raise ValueError(
-            f"site '{name}' observes something computed from the batch, so simulated data cannot take its place; "
+            f"site '{name}' observes something computed from the batch, so nothing can take its place; "
             "observe one part of the batch as it is, reshaped at most"
         )
     return (shared or same)[0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pvae
-from pvae.objectives import CIWAE, CUBO, ELBO, IWAE, MIWAE, PIWAE, Renyi
+from pvae.objectives import CIWAE, CUBO, ELBO, IWAE, MIWAE, PIWAE, Renyi, ReweightedWakeSleep
 from pvae.objectives.baselines import LeaveOneOut, Neural, RunningMean
 
 X = torch.tensor([1.3], dtype=torch.float64)
@@ -473,3 +473,49 @@ def test_a_neural_baseline_learns_to_predict_the_signal():
         weights = pvae.log_weights(model, guide, x, 200).values.mean(0)
         predicted = baseline._predict((x,)).double()
     assert torch.corrcoef(torch.stack([weights, predicted]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("phase", ["wake", "sleep", "both"])
+def test_wake_sleep_has_the_gradients_of_its_phases(phase):
+    theta, loc, log_scale = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.0, 0.2, -0.2))
+    grid = torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    with torch.no_grad():
+        draws = dist.Normal(loc, log_scale.exp())
+        z = loc + log_scale.exp() * grid
+        density = dist.Normal(0.0, 1.0).log_prob(grid).exp() * (grid[1] - grid[0])
+        lw = dist.Normal(z, 1.0).log_prob(X) + dist.Normal(0.0, 1.0).log_prob(z) - draws.log_prob(z)
+        first = torch.sigmoid(lw[:, None] - lw) * density[:, None] * density
+    # Both draws count alike, so twice the first.
+    wake = 2 * (first.sum(1) * dist.Normal(loc, log_scale.exp()).log_prob(z)).sum()
+    # A dreamt latent is N(0, 1).
+    sleep = -0.5 * (1 + loc**2) / (2 * log_scale).exp() - log_scale
+    of_guide = {"wake": wake, "sleep": sleep, "both": wake + sleep}[phase]
+    of_model = 2 * (first.sum(1) * dist.Normal(z + theta, 1.0).log_prob(X)).sum()
+    truth = torch.cat([g[None] for g in torch.autograd.grad(of_guide + of_model, [theta, loc, log_scale])])
+    check(ReweightedWakeSleep(2, phase=phase), truth)
+
+
+@pytest.mark.parametrize("phase", ["wake", "sleep", "both"])
+def test_wake_sleep_trains_bits(phase):
+    torch.manual_seed(0)
+    model, guide, x = Bits(), BitsGuide(), model_draws(256)
+    objective = ReweightedWakeSleep(10, phase=phase)
+    result = pvae.fit(model, guide, x, objective=objective, steps=400, batch_size=64, lr=2e-2, progress=False)
+    assert result.step_mode != "eager"
+    with torch.no_grad():
+        gaps = [
+            pvae.log_marginal(model, each, x, pvae.estimators.ImportanceSampling(2000)).mean
+            - ELBO(500).bound(model, each, x).mean().item()
+            for each in (guide, BitsGuide())
+        ]
+    assert gaps[0] < 0.7 * gaps[1]
+
+
+def test_dreams_need_to_know_what_is_observed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=2 * x)
+
+    with pytest.raises(ValueError, match="site 'x' observes something computed from the batch"):
+        ReweightedWakeSleep(2, phase="sleep").bound(model, OneDimGuide(), X)

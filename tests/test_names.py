@@ -10,9 +10,10 @@ from pvae.recipes import exported
 SIGNATURES = {
     pvae.fit: "model guide data * objective epochs steps batch_size lr optimizer schedule kl_schedule clip_norm ema "
     "early_stopping inference_steps step_mode device seed out callbacks progress",
-    pvae.log_marginal: "model guide data estimator * batch_size device seed progress",
+    pvae.log_marginal: "model guide data estimator * batch_size target_se max_samples device seed progress",
     pvae.log_weights: "model guide batch num_samples",
     pvae.check: "model guide batch objective",
+    pvae.compare: "a b",
     pvae.sample: "model num * like mean seed",
     pvae.reconstruct: "model guide x * mean seed",
     pvae.encode: "guide x * num_samples seed",
@@ -35,8 +36,8 @@ def test_signatures(function):
 
 
 def test_every_public_name_is_there_and_documented():
-    for name in ("fit", "log_marginal", "log_weights", "check", "sample", "reconstruct", "encode", "save", "load"):
-        assert inspect.getdoc(getattr(pvae, name))
+    for function in SIGNATURES:
+        assert inspect.getdoc(function)
     assert {"data", "estimators", "guides", "models", "nets", "objectives", "training"} <= set(dir(pvae))
     with pytest.raises(AttributeError, match="no attribute 'trainer'"):
         _ = pvae.trainer

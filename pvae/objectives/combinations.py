@@ -12,7 +12,6 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun
-from pvae.sites import Batch
 from pvae.weights import check_num_samples
 
 __all__ = ["CIWAE", "MIWAE", "PIWAE"]
@@ -43,10 +42,10 @@ class MIWAE(Objective):
         super().__init__(_product(num_averages, num_samples), gradient, baseline)
         self.num_averages, self.num_samples = num_averages, num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """1/M sum_m log 1/K sum_k exp(log w_mk), (B,)."""
         mean = Blend([(1.0, PowerMean(1.0, self.num_averages))], self.num_particles)
-        return self.gradient.apply(run, batch, kl_weight, mean)
+        return self.gradient.apply(run, kl_weight, mean)
 
 
 class PIWAE(Objective):
@@ -76,11 +75,11 @@ class PIWAE(Objective):
         super().__init__(_product(num_averages, num_samples), gradient, baseline)
         self.num_averages, self.num_samples = num_averages, num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """log 1/(M K) sum_mk exp(log w_mk), (B,), with the guide's gradient of MIWAE."""
         of_guide = Blend([(1.0, PowerMean(1.0, self.num_averages))], self.num_particles)
         of_model = Blend([(1.0, PowerMean())], self.num_particles)
-        return self.gradient.apply(run, batch, kl_weight, of_guide, of_model)
+        return self.gradient.apply(run, kl_weight, of_guide, of_model)
 
 
 class CIWAE(Objective):
@@ -108,10 +107,10 @@ class CIWAE(Objective):
             raise ValueError(f"beta must lie in [0, 1], the ELBO's share, got {beta!r}; try 0.5")
         self.beta, self.num_samples = beta, num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """beta mean_k log w_k + (1 - beta) log mean_k exp(log w_k), (B,)."""
         mean = Blend([(self.beta, PowerMean(0.0)), (1 - self.beta, PowerMean())], self.num_particles)
-        return self.gradient.apply(run, batch, kl_weight, mean)
+        return self.gradient.apply(run, kl_weight, mean)
 
 
 def _product(num_averages: int, num_samples: int) -> int:

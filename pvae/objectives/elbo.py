@@ -11,7 +11,6 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun
-from pvae.sites import Batch
 
 __all__ = ["ELBO"]
 
@@ -61,11 +60,11 @@ class ELBO(Objective):
             )
         self.num_samples, self.kl, self.beta, self.free_bits = num_samples, kl, beta, free_bits
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E_q[log p(x | z)] - kl_weight * beta * KL, (B,)."""
         weight = kl_weight * self.beta
         if self.kl == "sampled" and not self.free_bits:
-            return self.gradient.apply(run, batch, weight, Blend([(1.0, PowerMean(0.0))], self.num_particles))
+            return self.gradient.apply(run, weight, Blend([(1.0, PowerMean(0.0))], self.num_particles))
         log_likelihood = run.scaled_log_weights().log_likelihood.mean(0)
         terms = [term.mean(0) for term in run.kl(analytic=self.kl == "analytic").values()]
         if self.free_bits:

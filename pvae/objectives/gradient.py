@@ -21,7 +21,6 @@ from torch import Tensor
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.means import Blend
 from pvae.runs import PairRun
-from pvae.sites import Batch
 
 __all__ = ["Gradient", "GradientName", "attach_draws", "carry", "sites_by_score"]
 
@@ -60,7 +59,6 @@ class Gradient:
     def apply(
         self,
         run: PairRun,
-        batch: Batch,
         kl_weight: float | Tensor,
         of_guide: Blend,
         of_model: Blend | None = None,
@@ -71,7 +69,6 @@ class Gradient:
 
         Args:
             run: one run of the pair; a split one unless the pathwise gradient of one bound is all there is to it.
-            batch: the data it ran on.
             kl_weight: factor of log p(z) - log q(z | x) in each log weight.
             of_guide: from log weights to the bound that the guide ascends.
             of_model: the bound that the model ascends and that is reported, if that is another.
@@ -90,13 +87,13 @@ class Gradient:
         by_score = sites_by_score(run, self.name)
         surrogate = surrogate + attach_draws(run, (weights - kl_weight * slopes) * log_weights, by_score)
         if by_score:
-            surrogate = surrogate + self._score(run, batch, kl_weight, of_guide, values, by_score)
+            surrogate = surrogate + self._score(run, kl_weight, of_guide, values, by_score)
         elif self.name in ("pathwise", "mixed"):
             surrogate = surrogate - (kl_weight * weights * parts.log_guide).sum(0)
         return carry(of_model.value(values), surrogate)
 
     def _score(
-        self, run: PairRun, batch: Batch, kl_weight: float | Tensor, mean: Blend, values: Tensor, names: Collection[str]
+        self, run: PairRun, kl_weight: float | Tensor, mean: Blend, values: Tensor, names: Collection[str]
     ) -> Tensor:
         advantages, loss = mean.signals(values), values.new_zeros(run.num_data)
         if self.baseline is not None:
@@ -105,7 +102,7 @@ class Gradient:
                     f"{type(self.baseline).__name__} compares a draw with the others, and num_samples is 1; "
                     "use at least 2, or the RunningMean baseline"
                 )
-            advantages, loss = self.baseline(advantages, lambda: mean.signals_without(values), batch)
+            advantages, loss = self.baseline(advantages, lambda: mean.signals_without(values), run.batch)
         log_guide = run.log_guide_of(names)
         score = (advantages - kl_weight * mean.varying_weights(values)) * log_guide
         rest = [name for name in run.guide if name not in names]

@@ -9,7 +9,6 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun
-from pvae.sites import Batch
 
 __all__ = ["IWAE"]
 
@@ -36,6 +35,6 @@ class IWAE(Objective):
         super().__init__(num_samples, gradient, baseline)
         self.num_samples = num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """log 1/K sum_k exp(log w_k), (B,)."""
-        return self.gradient.apply(run, batch, kl_weight, Blend([(1.0, PowerMean())], self.num_particles))
+        return self.gradient.apply(run, kl_weight, Blend([(1.0, PowerMean())], self.num_particles))

@@ -37,6 +37,8 @@ class Objective(pyro.infer.ELBO):
 
     # Whether the graph is cut at the draws even for the pathwise gradient.
     always_split = False
+    # Whether its value itself is made of derivatives, so that it needs a history where none is asked for.
+    needs_history = False
 
     def __init__(
         self, num_particles: int = 1, gradient: GradientName = "pathwise", baseline: Baseline | None = None
@@ -47,7 +49,7 @@ class Objective(pyro.infer.ELBO):
         self._layout: tuple[Any, Any, Layout] | None = None
 
     @abstractmethod
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """The bound per datum, (B,), in nats, with every KL term times `kl_weight`."""
 
     def bound(
@@ -57,21 +59,30 @@ class Objective(pyro.infer.ELBO):
 
         Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one.
         """
-        arguments = as_batch(batch)
-        return self.reduce(self._run(model, guide, arguments), arguments, kl_weight)
+        return self._evaluate(model, guide, as_batch(batch), kl_weight)[1]
 
     def bound_and_report(
         self, model: Any, guide: Any, batch: tuple[Tensor, ...], kl_weight: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """The bound to differentiate, and the one to report, where the KL counts in full; both (B,), of one run."""
-        run = self._run(model, guide, batch)
-        bound = self.reduce(run, batch, kl_weight)
+        run, bound = self._evaluate(model, guide, batch, kl_weight)
         if isinstance(kl_weight, float) and kl_weight == 1.0:
             return bound, bound.detach()
-        with torch.no_grad():
-            return bound, self.reduce(run, batch, 1.0)
+        with torch.set_grad_enabled(self.needs_history):
+            return bound, self.reduce(run, 1.0).detach()
 
-    def _run(self, model: Any, guide: Any, batch: tuple[Tensor, ...]) -> PairRun:
+    def prepare(self, model: Any, guide: Any, batch: Batch) -> Batch:
+        """The batch that the pair runs on: the given one, but for objectives that say otherwise."""
+        return batch
+
+    def _evaluate(self, model: Any, guide: Any, batch: Batch, kl_weight: float | Tensor) -> tuple[PairRun, Tensor]:
+        learns = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns or self.needs_history):
+            run = self._run(model, guide, self.prepare(model, guide, batch))
+            bound = self.reduce(run, kl_weight)
+        return run, bound if learns else bound.detach()
+
+    def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
         if self._layout is None or self._layout[:2] != (model, guide):
             self._layout = model, guide, read_layout(model, guide, batch, self.num_particles)
         learns = torch.is_grad_enabled()
@@ -96,8 +107,8 @@ class Objective(pyro.infer.ELBO):
             raise ValueError(f"a batch is positional, got keywords {sorted(kwargs)}; pass tensors in order")
         if self.gradient.baseline is not None:
             pyro.module("baseline", self.gradient.baseline)
-        run = self._run(model, guide, args)
-        return -self.reduce(run, args, 1.0).sum() * run.data_scale
+        run, bound = self._evaluate(model, guide, args, 1.0)
+        return -bound.sum() * run.data_scale
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, summed over data."""

@@ -11,7 +11,6 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun
-from pvae.sites import Batch
 
 __all__ = ["CUBO", "Renyi"]
 
@@ -46,10 +45,10 @@ class Renyi(Objective):
             raise ValueError("alpha must be a number, got nan; 0 is IWAE, 1 the ELBO, -inf VR-max")
         self.alpha, self.num_samples = alpha, num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """The bound, (B,)."""
         mean = Blend([(1.0, PowerMean(1 - self.alpha))], self.num_particles)
-        return self.gradient.apply(run, batch, kl_weight, mean)
+        return self.gradient.apply(run, kl_weight, mean)
 
 
 class CUBO(Objective):
@@ -84,7 +83,7 @@ class CUBO(Objective):
             raise ValueError(f"order must be at least 1, got {order!r}; 2 is the chi-squared divergence")
         self.order, self.num_samples = order, num_samples
 
-    def reduce(self, run: PairRun, batch: Batch, kl_weight: float | Tensor) -> Tensor:
+    def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """-1/n log 1/K sum_k w_k^n, (B,)."""
         mean = Blend([(-1.0, PowerMean(self.order))], self.num_particles)
-        return self.gradient.apply(run, batch, kl_weight, mean, trains_model=False)
+        return self.gradient.apply(run, kl_weight, mean, trains_model=False)
