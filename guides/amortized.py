@@ -82,8 +82,8 @@ def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...
     for site in sites:
         if site.support.is_discrete:
             raise ValueError(
-                f"site '{site.name}' is discrete, this guide serves continuous sites; sum the site out of the "
-                "model or write its guide by hand"
+                f"site '{site.name}' is discrete, this guide serves continuous sites; for binary sites use "
+                "pvae.guides.Bernoulli, others sum out of the model"
             )
         if site.plates:
             raise ValueError(

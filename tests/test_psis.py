@@ -7,20 +7,25 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pvae.estimators.psis import khat, khat_threshold, tail_length
+from pvae.estimators.psis import khat, khat_threshold, smooth, tail_length
 from pvae.estimators.stream import WeightStream
 
 
-def arviz_khat(log_weights):
-    """ArviZ's k-hat of one datum's weights: version 0 keeps it in arviz.stats, later ones in arviz_stats."""
+def arviz_psis(log_weights):
+    """ArviZ's smoothed log weights of one datum, whether they sum to 1, and its k-hat.
+
+    Version 0 keeps them in arviz.stats, later ones in arviz_stats.
+    """
     try:
         from arviz_stats.base import array_stats
     except ImportError:
         from arviz.stats import psislw
 
-        return float(np.asarray(psislw(log_weights.copy(), normalize=False)[1]))
-    # It takes log-likelihoods, of which leave-one-out weights are the negative.
-    return float(np.asarray(array_stats.psislw(-log_weights)[1]))
+        smoothed, shape = psislw(log_weights.copy(), normalize=False)
+        return torch.as_tensor(smoothed), False, float(np.asarray(shape))
+    # It takes log-likelihoods, of which leave-one-out weights are the negative, and always normalises.
+    smoothed, shape = array_stats.psislw(-log_weights)
+    return torch.as_tensor(smoothed), True, float(np.asarray(shape))
 
 
 def normal_weights(scale, num_samples, num_data=1, seed=0):
@@ -30,8 +35,8 @@ def normal_weights(scale, num_samples, num_data=1, seed=0):
     return Normal(0.0, 1.0).log_prob(z) - Normal(0.0, scale).log_prob(z)
 
 
-def streamed(log_weights, chunk):
-    stream = WeightStream(len(log_weights))
+def streamed(log_weights, chunk, **options):
+    stream = WeightStream(len(log_weights), **options)
     for part in log_weights.split(chunk):
         stream.update(part)
     return stream.estimate()
@@ -43,8 +48,52 @@ def streamed(log_weights, chunk):
 def test_khat_equals_arviz(scale, num_samples):
     weights = normal_weights(scale, num_samples, num_data=3)
     ours = streamed(weights, 333).khat
-    theirs = [arviz_khat(column) for column in weights.T.numpy()]
+    theirs = [arviz_psis(column)[2] for column in weights.T.numpy()]
     assert ours.tolist() == pytest.approx(theirs, abs=1e-8)
+
+
+@pytest.mark.parametrize("num_samples", [100, 2500, 10_000])
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.9, 1.3])
+def test_smoothed_weights_equal_arviz(scale, num_samples):
+    weights = normal_weights(scale, num_samples, num_data=3) - 80
+    ours, shapes = smooth(weights)
+    for column, smoothed, shape in zip(weights.T.numpy(), ours.T, shapes, strict=True):
+        theirs, is_normalised, their_shape = arviz_psis(column)
+        smoothed = smoothed - smoothed.logsumexp(0) if is_normalised else smoothed
+        torch.testing.assert_close(smoothed, theirs, rtol=0, atol=1e-8)
+        assert shape.item() == pytest.approx(their_shape, abs=1e-8)
+
+
+def test_smoothing_changes_the_tail_alone_and_never_exceeds_the_largest_weight():
+    weights = normal_weights(0.5, 1000, num_data=5)
+    smoothed, _ = smooth(weights)
+    in_order = smoothed.gather(0, weights.argsort(0))
+    assert torch.equal(in_order[:-95], weights.sort(0).values[:-95])
+    # The largest few may stay at the largest raw weight.
+    assert ((in_order[-95:] != weights.sort(0).values[-95:]).sum(0) >= 90).all()
+    assert (in_order.diff(dim=0) >= 0).all()
+    assert (smoothed.amax(0) <= weights.amax(0)).all()
+
+
+def test_what_has_no_tail_is_left_as_it_is():
+    for weights in (torch.full((500, 3), -80.0), normal_weights(0.5, 20, num_data=3)):
+        smoothed, shape = smooth(weights)
+        assert torch.equal(smoothed, weights.double())
+        assert not shape.isfinite().any()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 250, 5000])
+@pytest.mark.parametrize("scale", [0.3, 0.6, 1.3])
+def test_a_smoothed_stream_equals_one_shot(chunk, scale):
+    weights = normal_weights(scale, 5000, num_data=4)[: 1000 if chunk == 1 else 5000] - 300
+    estimate = streamed(weights, chunk, smooth=True)
+    smoothed, shape = smooth(weights)
+    scaled = (smoothed - smoothed.amax(0)).exp()
+    torch.testing.assert_close(estimate.values, smoothed.logsumexp(0) - math.log(len(weights)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(estimate.ess, scaled.sum(0).square() / scaled.square().sum(0), rtol=1e-10, atol=0)
+    relative = scaled.std(0) / scaled.mean(0) / math.sqrt(len(weights))
+    torch.testing.assert_close(estimate.mc_standard_errors, relative, rtol=1e-8, atol=0)
+    assert torch.equal(estimate.khat, shape)
 
 
 @pytest.mark.parametrize("scale", [0.9, 0.7, 0.5])

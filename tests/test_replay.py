@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae.estimators import importance
+from pvae.estimators import ImportanceSampling, chunks
 from pvae.graphs import matmul, replay
 from pvae.graphs.flatten import flatten
 from pvae.graphs.hoist import split
@@ -212,7 +212,7 @@ def test_auto_traces_log_marginal_where_the_run_is_long_enough(monkeypatch):
     original = Replay.repeatedly
     monkeypatch.setattr(Replay, "repeatedly", lambda self, *inputs: traced.append(1) or original(self, *inputs))
     for seconds, calls in ((1e9, 0), (0.0, 8)):
-        monkeypatch.setattr(importance, "_SECONDS_TO_TRACE", seconds)
+        monkeypatch.setattr(chunks, "_SECONDS_TO_TRACE", seconds)
         traced.clear()
-        pvae.log_marginal(model, guide, x, importance.ImportanceSampling(20), batch_size=4)
+        pvae.log_marginal(model, guide, x, ImportanceSampling(20), batch_size=4)
         assert len(traced) == calls

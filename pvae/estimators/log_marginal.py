@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
-from pvae.estimators.stream import Estimate
+from pvae.estimators.rounds import Rounds
+from pvae.estimators.stream import Estimate, joined
 from pvae.params import Parameters, settle
 from pvae.progress import Progress
 from pvae.sites import Batch
@@ -23,9 +24,15 @@ from pvae.store import private_store
 
 __all__ = ["Estimator", "LogMarginal", "log_marginal"]
 
+_Drawn = tuple[Batch, Estimate]
+
 
 class Estimator(Protocol):
-    """Anything that estimates log p(x) batch by batch, and says what kind of bound it gives."""
+    """Anything that estimates log p(x) batch by batch, and says what kind of bound it gives.
+
+    One whose value is the log of a plain mean of weights says so by an attribute `averages_weights` = True: further
+    draws may then join (`target_se`).
+    """
 
     num_samples: int
     bound: str
@@ -40,13 +47,17 @@ class LogMarginal:
 
     Attributes:
         values: per datum, (N,), in the order of the data.
-        mc_standard_errors: Monte-Carlo standard error of each value from its K draws, (N,).
-        ess: effective sample size of each datum's weights, (N,), at most K.
-        khat: Pareto shape of each datum's weights, (N,); above `khat_threshold` do not trust the value.
-        num_samples: K.
+        mc_standard_errors: Monte-Carlo standard error of each value from its draws, (N,).
+        ess: effective sample size of each datum's weights, (N,), at most the number of its draws.
+        khat: Pareto shape of each datum's weights, (N,), of the largest round of them; above `khat_threshold` do not
+            trust the value.
+        num_samples: K, of the first round under a `target_se`.
         bound: "lower" (in expectation), "upper", "unbiased" or "none".
-        data: what was evaluated (name, split, binarisation), where the data said so.
+        data: what was evaluated (name, split, binarisation), where the data said so; "simulated" where an estimator
+            drew data from the model in their place.
         upper_values: an upper bound (in expectation) beside each value, (N,), from estimators that give both.
+        samples: draws that each datum got, (N,): K unless a `target_se` asked for more.
+        unfinished: indices of the data whose error is still above the `target_se`; None without one.
     """
 
     values: Tensor
@@ -57,6 +68,8 @@ class LogMarginal:
     bound: str
     data: dict[str, Any]
     upper_values: Tensor | None = None
+    samples: Tensor | None = None
+    unfinished: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -74,6 +87,16 @@ class LogMarginal:
         return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
 
     @property
+    def gap(self) -> float:
+        """Mean over data of the upper bound less the lower, nats per datum.
+
+        Raises: ValueError if the estimator gave no upper bound.
+        """
+        if self.upper_values is None:
+            raise ValueError("there is no upper bound; estimate with pvae.estimators.BidirectionalMonteCarlo")
+        return (self.upper_values - self.values).mean().item()
+
+    @property
     def khat_threshold(self) -> float:
         """The largest k-hat to trust at this K."""
         return khat_threshold(self.num_samples)
@@ -86,6 +109,7 @@ class LogMarginal:
 
     def summary(self) -> dict[str, Any]:
         """The result as plain numbers, for a table or JSON."""
+        upper = {} if self.upper_values is None else {"upper_mean": self.upper_values.mean().item(), "gap": self.gap}
         return {
             "mean": self.mean,
             "standard_error": self.standard_error,
@@ -96,10 +120,11 @@ class LogMarginal:
             "khat_threshold": self.khat_threshold,
             "fraction_untrusted": self.fraction_untrusted,
             "num_samples": self.num_samples,
+            "unfinished": None if self.unfinished is None else len(self.unfinished),
             "num_data": len(self.values),
             "bound": self.bound,
             "data": self.data,
-        }
+        } | upper
 
 
 def log_marginal(
@@ -109,6 +134,8 @@ def log_marginal(
     estimator: Estimator | None = None,
     *,
     batch_size: int = 100,
+    target_se: float | None = None,
+    max_samples: int = 1_000_000,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -121,39 +148,51 @@ def log_marginal(
         data: a tensor, a tuple of tensors, a `DataSet` (its test split) or a `DataLoader`.
         estimator: by default `ImportanceSampling(1000)`.
         batch_size: data at once; a `DataLoader` keeps its own.
+        target_se: go on drawing, in rounds that double, until the Monte-Carlo error of each datum is at most this many
+            nats; None for one round of the estimator's `num_samples`. `samples` and `unfinished` of the result tell
+            what it took. Stopping at an error that is itself drawn favours data whose large weights have not shown up
+            yet, so no bound is left: `bound` is then "none".
+        max_samples: draws per datum, at most, under a `target_se`.
         device: where to compute; by default where the pair's parameters are. The pair is moved there.
         seed: of the draws, and of the binarisation of grey data.
         progress: show a bar on a terminal.
 
-    Raises: ValueError for empty or non-finite data, and for a pair that breaks the contract.
+    Raises: ValueError for empty or non-finite data, for a pair that breaks the contract, and for a `target_se` beside
+    an estimator whose draws cannot be pooled.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
     if isinstance(estimator, type) or not hasattr(estimator, "start"):
         raise ValueError(
             f"estimator must be one such as pvae.estimators.ImportanceSampling(1000), got {estimator!r}; build one"
         )
+    rounds = None if target_se is None else Rounds(estimator, target_se, max_samples)
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
         require_support(model, source.example())
-        estimates: list[Estimate] = []
         source.reseed(seed)
         with (
             seeded(seed, parameters.device),
             evaluation(parameters.modules),
             Progress(progress) as bar,
         ):
-            estimate = estimator.start(model, guide, parameters, len(source))
-            for batch in bar.track(source.epoch(), "log p(x)", len(source)):
-                estimates.append(estimate(batch))
-    uppers = [part.upper for part in estimates if part.upper is not None]
+
+            def draw(with_: Estimator, batches: Iterable[Batch], count: int, what: str) -> Iterator[_Drawn]:
+                estimate = with_.start(model, guide, parameters, count)
+                for batch in bar.track(batches, what, count):
+                    yield batch, estimate(batch)
+
+            first = draw(estimator, source.epoch(), len(source), "log p(x)")
+            found = joined([each for _, each in first]) if rounds is None else rounds.run(first, draw, batch_size)
     return LogMarginal(
-        values=torch.cat([part.values for part in estimates]),
-        mc_standard_errors=torch.cat([part.mc_standard_errors for part in estimates]),
-        ess=torch.cat([part.ess for part in estimates]),
-        khat=torch.cat([part.khat for part in estimates]),
+        values=found.values,
+        mc_standard_errors=found.mc_standard_errors,
+        ess=found.ess,
+        khat=found.khat,
         num_samples=estimator.num_samples,
-        bound=estimator.bound,
-        data=source.describe(),
-        upper_values=torch.cat(uppers) if uppers else None,
+        bound=estimator.bound if rounds is None else "none",
+        data=source.describe() | ({"simulated": True} if getattr(estimator, "simulates", False) else {}),
+        upper_values=found.upper,
+        samples=torch.full(found.values.shape, estimator.num_samples) if rounds is None else rounds.samples,
+        unfinished=None if rounds is None else rounds.unfinished,
     )

@@ -1,4 +1,4 @@
-"""The Pareto k-hat of importance weights: how heavy their tail is, per datum."""
+"""Pareto smoothing of importance weights, and its k-hat: how heavy their tail is, per datum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["khat", "khat_threshold", "tail_length"]
+__all__ = ["khat", "khat_threshold", "smooth", "smooth_tail", "tail_length"]
 
 _PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
 _MIN_TAIL = 5
@@ -35,26 +35,53 @@ def khat(tail: Tensor) -> Tensor:
     Returns: (B,) in float64. Equal weights give -inf (there is no tail: the guide is the posterior), fewer
     than 5 weights above the cutoff give inf or, where K is too small for a tail at all, nan.
     """
-    if tail.shape[0] <= _MIN_TAIL:
-        return torch.full(tail.shape[1:], math.nan, dtype=torch.float64, device=tail.device)
-    ordered = tail.double().sort(0).values
+    return smooth_tail(tail)[1]
+
+
+def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Pareto smoothed log weights (K, B), unnormalised, and their k-hat (B,), both in float64.
+
+    Given log weights (K, B), the M largest of each datum become the quantiles (i - 1/2) / M of the generalised
+    Pareto distribution fitted to them, cut off at the largest raw weight; the others stay as they are. This trades
+    some bias for variance, so a mean of smoothed weights bounds nothing.
+
+    Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
+    """
+    rows = min(tail_length(len(log_weights)) + 1, len(log_weights))
+    tail, places = log_weights.topk(rows, dim=0)
+    smoothed, shape = smooth_tail(tail)
+    return log_weights.double().scatter(0, places, smoothed), shape
+
+
+def smooth_tail(tail: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest log weights (M + 1, B), in any order, smoothed in place of each, and k-hat (B,), in float64.
+
+    What has no tail to speak of (k-hat is not finite, see `khat`) stays as it is.
+    """
+    ordered, places = tail.double().sort(0)
+    if len(tail) <= _MIN_TAIL:
+        return tail.double(), torch.full_like(ordered[0], math.nan)
     scaled = ordered - ordered[-1]
     floor = math.log(torch.finfo(torch.float64).tiny)
     cutoff = scaled[0].clamp(min=floor)
     above = (scaled > cutoff).sum(0)
-    result = torch.full_like(cutoff, math.inf)
+    shape = torch.full_like(cutoff, math.inf)
     resolution = 8 * torch.finfo(tail.dtype).eps * ordered.abs().amax(0).clamp(min=1)
-    result[ordered[-1] - ordered[0] <= resolution] = -math.inf
+    shape[ordered[-1] - ordered[0] <= resolution] = -math.inf
     for count in above.unique().tolist():
-        columns = (above == count) & torch.isinf(result) & (result > 0)
+        columns = (above == count) & torch.isinf(shape) & (shape > 0)
         if count >= _MIN_TAIL and columns.any():
-            exceedances = scaled[-count:, columns].exp() - cutoff[columns].exp()
-            result[columns] = _pareto_shape(exceedances)
-    return result
+            least = cutoff[columns].exp()
+            shape[columns], scale = _pareto_fit(scaled[-count:, columns].exp() - least)
+            quantiles = (least + _pareto_quantiles(count, shape[columns], scale)).log().clamp(max=0)
+            quantiles = quantiles + ordered[-1, columns]
+            kept = shape[columns].isfinite()
+            ordered[-count:, columns] = torch.where(kept, quantiles, ordered[-count:, columns])
+    return ordered.scatter(0, places, ordered.clone()), shape
 
 
-def _pareto_shape(exceedances: Tensor) -> Tensor:
-    """Zhang and Stephens' (2009) quasi-Bayesian fit, columns sorted upwards: (n, B) -> (B,)."""
+def _pareto_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
+    """Zhang and Stephens' (2009) quasi-Bayesian fit, columns sorted upwards: (n, B) -> shape and scale (B,)."""
     n = exceedances.shape[0]
     grid_size = 30 + int(math.sqrt(n))
     grid = torch.arange(1, grid_size + 1, dtype=torch.float64, device=exceedances.device)
@@ -66,4 +93,13 @@ def _pareto_shape(exceedances: Tensor) -> Tensor:
     posterior = torch.where(posterior >= 10 * torch.finfo(torch.float64).eps, posterior, 0)
     theta_hat = (theta * posterior).sum(0) / posterior.sum(0)
     shape_hat = torch.log1p(-theta_hat * exceedances).mean(0)
-    return (n * shape_hat + _PRIOR_DRAWS * _PRIOR_SHAPE) / (n + _PRIOR_DRAWS)
+    return (n * shape_hat + _PRIOR_DRAWS * _PRIOR_SHAPE) / (n + _PRIOR_DRAWS), -shape_hat / theta_hat
+
+
+def _pareto_quantiles(n: int, shape: Tensor, scale: Tensor) -> Tensor:
+    """Quantiles (i - 1/2) / n, i = 1 ... n, of generalised Pareto distributions that start at 0: (n, B)."""
+    levels = (torch.arange(n, dtype=torch.float64, device=shape.device) + 0.5) / n
+    exponential = -torch.log1p(-levels)[:, None]
+    flat = shape.abs() < torch.finfo(torch.float64).eps
+    safe = torch.where(flat, 1, shape)
+    return scale * torch.where(flat, exponential, torch.expm1(safe * exponential) / safe)

@@ -6,8 +6,10 @@ from pvae.objectives.combinations import MIWAE as MIWAE
 from pvae.objectives.combinations import PIWAE as PIWAE
 from pvae.objectives.elbo import ELBO as ELBO
 from pvae.objectives.fisher import FisherAutoencoder as FisherAutoencoder
+from pvae.objectives.info import InfoVAE as InfoVAE
 from pvae.objectives.iwae import IWAE as IWAE
 from pvae.objectives.objective import Objective as Objective
 from pvae.objectives.renyi import CUBO as CUBO
 from pvae.objectives.renyi import Renyi as Renyi
+from pvae.objectives.total_correlation import BetaTCVAE as BetaTCVAE
 from pvae.objectives.wake_sleep import ReweightedWakeSleep as ReweightedWakeSleep

@@ -6,7 +6,7 @@ A baseline that does not depend on the draw itself changes no expectation. Each 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -18,7 +18,7 @@ from pvae.sites import Batch, as_batch
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
 
 
-class Baseline(nn.Module):
+class Baseline(nn.Module, ABC):
     """From signals to advantages, both (K, B), and a loss of the baseline's own, (B,)."""
 
     needs_others = False

@@ -27,6 +27,7 @@ from pvae.store import private_store
 from pvae.training.checkpoint import write_run
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
+from pvae.training.turns import Turns, turns_for
 
 __all__ = ["FitResult", "fit"]
 
@@ -73,7 +74,7 @@ def fit(
     clip_norm: float | None = None,
     ema: float | None = None,
     early_stopping: int | None = None,
-    inference_steps: int = 1,
+    inference_steps: int | Turns = 1,
     step_mode: StepMode = "auto",
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -103,7 +104,8 @@ def fit(
         clip_norm: largest norm of all gradients together.
         ema: decay of a moving average of the weights, which validation and the trained pair then use.
         early_stopping: epochs without a better validation bound to wait; the best weights are restored.
-        inference_steps: train the guide alone on all but every n-th step.
+        inference_steps: train the guide alone on all but every n-th step; or `pvae.training.Alternating` turns of
+            guide and model, or `pvae.training.Aggressive` ones, until the mutual information of x and z stops rising.
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
             "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
             be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
@@ -120,7 +122,8 @@ def fit(
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
-    _check_arguments(epochs, steps, lr, clip_norm, early_stopping, inference_steps, step_mode)
+    _check_arguments(epochs, steps, lr, clip_norm, early_stopping, step_mode)
+    turns = turns_for(inference_steps)
     _check_functions(objective, optimizer, schedule, kl_schedule)
     objective = ELBO() if objective is None else objective
     if not isinstance(objective, Objective) and (kl_schedule or step_mode not in ("auto", "eager")):
@@ -148,7 +151,7 @@ def fit(
         trained = parameters
         if isinstance(objective, Objective) and objective.gradient.baseline is not None:
             trained = parameters.joined_by("baseline", objective.gradient.baseline.to(parameters.device))
-        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, inference_steps, kl_schedule, total)
+        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, kl_schedule, total)
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
@@ -195,13 +198,12 @@ def _check_arguments(
     lr: float,
     clip_norm: float | None,
     early_stopping: int | None,
-    inference_steps: int,
     step_mode: str,
 ) -> None:
     if (epochs is None) == (steps is None):
         given = "neither" if epochs is None else "both"
         raise ValueError(f"give either epochs or steps, to say how long to train; got {given}")
-    whole = {"epochs": epochs, "steps": steps, "early_stopping": early_stopping, "inference_steps": inference_steps}
+    whole = {"epochs": epochs, "steps": steps, "early_stopping": early_stopping}
     for name, value in whole.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 import pyro
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pvae.aggregate import information
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.objectives.objective import Objective
@@ -25,12 +27,14 @@ from pvae.training.ledger import Ledger
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine
 from pvae.training.step import EagerStep, PyroStep, Step, TracedStep
+from pvae.training.turns import Turn, Turns
 from pvae.training.update import Update
 
 __all__ = ["Loop", "Record", "StepMode"]
 
 StepMode = Literal["auto", "eager", "traced", "compiled", "graph"]
 Record = dict[str, Any]
+_DATA_TO_MEASURE = 500
 
 
 class Loop:
@@ -44,23 +48,30 @@ class Loop:
         parameters: Parameters,
         step_mode: StepMode,
         clip_norm: float | None,
-        inference_steps: int,
+        turns: Turns,
         kl_schedule: Callable[[int], float] | None,
         total: int,
     ) -> None:
         self.model, self.guide, self.objective, self.parameters = model, guide, objective, parameters
-        self.inference_steps, self.kl_schedule, self.total = inference_steps, kl_schedule, total
+        self.turns, self.kl_schedule, self.total = deepcopy(turns), kl_schedule, total
         self.leaves = list(parameters.leaves.values())
         self.step_count = 0
+        self._seen: list[tuple[Tensor, ...]] = []
         self.ledger = Ledger(parameters.device)
         self.step = self._make_step(step_mode, self.leaves, clip_norm)
-        for_guide = [leaf for name, leaf in parameters.leaves.items() if name in parameters.guide_only]
-        if inference_steps > 1 and not for_guide:
+        self.steps: dict[Turn, Step] = {"both": self.step}
+        if type(turns) is Turns:
+            return
+        own: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, leaf in parameters.leaves.items():
+            own[name in parameters.guide_only].append(leaf)
+        if not own[True]:
             raise ValueError(
                 "inference_steps trains the guide alone, and the guide has no parameter that the model does not "
                 "register too; register the guide's nets in the guide only, or leave inference_steps out"
             )
-        self.guide_step = self._make_step(step_mode, for_guide, clip_norm) if inference_steps > 1 else self.step
+        self.steps["guide"] = self._make_step(step_mode, own[True], clip_norm)
+        self.steps["model"] = self._make_step(step_mode, own[False], clip_norm) if own[False] else self.step
 
     def _make_step(self, step_mode: StepMode, leaves: list[Tensor], clip_norm: float | None) -> Step:
         objective = self.objective
@@ -124,6 +135,7 @@ class Loop:
         started = time.perf_counter()
         while self.step_count < self.total:
             train_bound = self._epoch(source, lambda: bar.advance(task))
+            self.turns.end_epoch(self._mutual_information)
             valid_bound = self._validate(valid) if valid is not None else None
             seconds = time.perf_counter() - started
             epoch = len(history) + 1
@@ -159,9 +171,12 @@ class Loop:
     def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
         first = self.step_count
         look_always = self.looks_always or source.runs_user_code
+        self._seen = []
         for batch in source.epoch(shuffle=True):
             if self.step_count == self.total:
                 break
+            if len(self._seen) * len(batch[0]) < _DATA_TO_MEASURE:
+                self._seen.append(batch)
             self._train_step(batch, look=look_always or self.step_count == first)
             tick()
         self._read()
@@ -169,12 +184,13 @@ class Loop:
 
     def _train_step(self, batch: tuple[Tensor, ...], look: bool) -> None:
         weight = torch.tensor(self._kl_weight(), device=batch[0].device) if self.kl_schedule else 1.0
-        step = self.guide_step if (self.step_count + 1) % self.inference_steps else self.step
+        step = self.steps[self.turns.turn()]
         if look:
             step.look()
         pulse, gradients = self._run(step, batch, weight)
         self.step_count += 1
-        if pulse.is_cuda and self.update.is_fused:
+        if pulse.is_cuda and self.update.is_fused and not self.turns.needs_losses:
+            self.turns.note(math.nan)
             is_due = self.ledger.add(pulse, batch)
             self.update(step.leaves, gradients, self.ledger.broken)
             if is_due:
@@ -184,6 +200,7 @@ class Loop:
             if not math.isfinite(loss + norm):
                 self._refuse(self.step_count, loss, norm, batch, gradients)
             self.ledger.note(loss, report, len(batch[0]))
+            self.turns.note(loss)
             self.update(step.leaves, gradients)
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
@@ -218,6 +235,12 @@ class Loop:
             f"step {number}: loss {loss:.4g}, gradient norm {norm:.4g}; {where}. The weights of "
             f"step {number - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
         )
+
+    def _mutual_information(self) -> float:
+        """I(x; z) of the guide on the first data of the epoch, nets in evaluation mode, fixed draws."""
+        device = self.parameters.device
+        with torch.no_grad(), seeded(0, device), evaluation(self.parameters.modules):
+            return information(self.guide, self._seen).mean().item()
 
     def _kl_weight(self) -> float:
         return float(self.kl_schedule(self.step_count)) if self.kl_schedule else 1.0

@@ -1,0 +1,95 @@
+"""How a diagnosis looks at a pair: data beside it, nets in evaluation mode, seeded, without gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.checking import require_support
+from pvae.contexts import evaluation, seeded
+from pvae.data.batches import Batches, Data
+from pvae.params import Parameters, settle
+from pvae.sites import Batch
+from pvae.store import private_store
+
+__all__ = ["PerDatum", "looking", "require_count", "rows_at_once", "take"]
+
+# Values held at once by what is chunked: some tens of MB.
+_VALUES_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class PerDatum:
+    """A number per datum in nats, `values` (N,), and its Monte-Carlo standard errors (N,), in float64 on the CPU."""
+
+    values: Tensor
+    mc_standard_errors: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean over data."""
+        return self.values.mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over data: how much another sample of data (and another seed) would move it."""
+        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
+
+    @property
+    def mc_standard_error(self) -> float:
+        """Standard error of the mean from the draws alone."""
+        return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
+
+    def summary(self) -> dict[str, float]:
+        """Mean and both errors."""
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "mc_standard_error": self.mc_standard_error,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} (se {self.standard_error:.2g} over data, {self.mc_standard_error:.2g} from draws)"
+
+
+@contextmanager
+def looking(
+    model: Any, guide: Any, data: Data, batch_size: int, device: torch.device | str | None, seed: int
+) -> Iterator[tuple[Parameters, Batches]]:
+    """The parameters of a pair and its data on one device, in a param store, random state and mode of their own."""
+    source = Batches(data, batch_size, split="test")
+    with private_store(model, guide), torch.no_grad():
+        parameters = settle(model, guide, source, device)
+        require_support(model, source.example())
+        source.reseed(seed)
+        with seeded(seed, parameters.device), evaluation(parameters.modules):
+            yield parameters, source
+
+
+def take(source: Batches, num_data: int) -> list[Batch]:
+    """Batches of at most `num_data` data, drawn without replacement (a `DataLoader` gives its first)."""
+    batches: list[Batch] = []
+    left = num_data
+    for batch in source.epoch(shuffle=True):
+        batches.append(tuple(part[:left] for part in batch))
+        left -= len(batches[-1][0])
+        if left == 0:
+            break
+    return batches
+
+
+def rows_at_once(width: int) -> int:
+    """How many rows of `width` values to hold at once."""
+    return max(1, _VALUES_AT_ONCE // max(width, 1))
+
+
+def require_count(name: str, value: Any, least: int, usual: int) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; try {usual}")
