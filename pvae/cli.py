@@ -42,6 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Run = Annotated[Path, typer.Argument(help="A folder that `pvae train` wrote.", show_default=False)]
 Own = Annotated[str | None, typer.Option(help="Your own module:function or file.py:function, if the run has one.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data files.")]
+Estimator = Annotated[str, typer.Option(help="A name, such as importance_sampling (see `pvae list`).")]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")]
 
@@ -70,14 +71,18 @@ def train(
     model: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "vae",
     guide: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "mean_field",
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
-    objective: Annotated[str, typer.Option(help="elbo or iwae.")] = "elbo",
+    objective: Annotated[str, typer.Option(help="A name, such as elbo or iwae (see `pvae list`).")] = "elbo",
     num_samples: Annotated[int | None, typer.Option(help="Particles of the objective.")] = None,
+    gradient: Annotated[str | None, typer.Option(help="pathwise, stl, dreg, score or mixed.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Of the score function: leave_one_out, neural, ...")] = None,
     latent_dim: Annotated[int, typer.Option(help="Dimensions of z.")] = 8,
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers, encoder first.")] = "200,200",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 100,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     schedule: Annotated[str | None, typer.Option(help="cosine, or leave out for a constant rate.")] = None,
+    kl_warmup: Annotated[int, typer.Option(help="Steps in which the KL's weight rises from 0 to 1.")] = 0,
+    inference_steps: Annotated[str, typer.Option(help="A number, alternating or aggressive.")] = "1",
     step_mode: Annotated[str, typer.Option(help="auto, eager, traced, compiled or graph.")] = "auto",
     seed: Seed = 0,
     device: Device = None,
@@ -87,13 +92,13 @@ def train(
     """Train a pair, and write a run folder."""
     import pvae
     from pvae import recipes
-    from pvae.commands import flat_for, free_folder, objective_for, own_function, start_at_mean, widths
+    from pvae.commands import flat_for, free_folder, objective_for, own_function, start_at_mean, turns_of, widths
     from pvae.contexts import seeded
     from pvae.training.checkpoint import amend_config
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
     dataset = flat_for(model, dataset)
-    chosen = objective_for(objective, num_samples)
+    chosen, turns = objective_for(objective, dataset, num_samples, gradient, baseline), turns_of(inference_steps)
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
@@ -108,6 +113,8 @@ def train(
         batch_size=batch_size,
         lr=lr,
         schedule=schedule,  # type: ignore[arg-type]
+        kl_schedule=pvae.training.linear_warmup(kl_warmup) if kl_warmup else None,
+        inference_steps=turns,
         step_mode=step_mode,  # type: ignore[arg-type]
         device=device or _best_device(),
         seed=seed,
@@ -140,8 +147,10 @@ def train(
 @friendly
 def logp(
     run: Run,
-    estimator: Annotated[str, typer.Option(help="importance_sampling or prior_sampling.")] = "importance_sampling",
-    samples: Annotated[int, typer.Option(help="Particles per datum (K).")] = 1000,
+    estimator: Estimator = "importance_sampling",
+    samples: Annotated[int | None, typer.Option(help="Particles per datum (K).")] = None,
+    target_se: Annotated[float | None, typer.Option(help="Draw until each datum's error is below it, in nats.")] = None,
+    max_samples: Annotated[int, typer.Option(help="Particles per datum, at most, with --target-se.")] = 1_000_000,
     subset: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
     batch_size: Annotated[int, typer.Option(help="Data at once.")] = 100,
     data_root: Root = None,
@@ -153,14 +162,22 @@ def logp(
 ) -> None:
     """Estimate log p(x) of a run's test data, with errors and the k-hat of its weights."""
     import pvae
-    from pvae import recipes
-    from pvae.commands import first_test_data, load_run, record_result
+    from pvae.commands import estimator_for, first_test_data, load_run, record_result
 
-    chosen = recipes.pick("pvae.estimators", estimator)(samples)
+    chosen = estimator_for(estimator, samples)
     pair, dataset = load_run(run, model, guide, data_root, device or _best_device())
     if subset is not None:
         dataset = first_test_data(dataset, subset)
-    result = pvae.log_marginal(*pair, dataset, chosen, batch_size=batch_size, seed=seed, progress=not as_json)
+    result = pvae.log_marginal(
+        *pair,
+        dataset,
+        chosen,
+        batch_size=batch_size,
+        target_se=target_se,
+        max_samples=max_samples,
+        seed=seed,
+        progress=not as_json,
+    )
     summary = {"estimator": estimator, **result.summary()}
     record_result(run, summary)
     _show(f"log p(x) of {run}, nats per datum", {**summary, "data": _data_words(result.data)}, as_json)
@@ -171,8 +188,8 @@ def logp(
 def compare(
     run_a: Run,
     run_b: Run,
-    estimator: Annotated[str, typer.Option(help="As in `pvae logp`.")] = "importance_sampling",
-    samples: Annotated[int, typer.Option(help="Particles per datum (K).")] = 1000,
+    estimator: Estimator = "importance_sampling",
+    samples: Annotated[int | None, typer.Option(help="Particles per datum (K).")] = None,
     subset: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
     batch_size: Annotated[int, typer.Option(help="Data at once.")] = 100,
     data_root: Root = None,
@@ -185,11 +202,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare log p(x) of the same test data under two runs: the paired difference, its error, a verdict."""
-    from pvae import recipes
-    from pvae.commands import first_test_data, load_run
+    from pvae.commands import estimator_for, first_test_data, load_run
     from pvae.compare_runs import compare_runs
 
-    chosen = recipes.pick("pvae.estimators", estimator)(samples)
+    chosen = estimator_for(estimator, samples)
     device = device or _best_device()
     loaded_a = load_run(run_a, model_a, guide_a, data_root, device, "-a")
     loaded_b = load_run(run_b, model_b, guide_b, data_root, device, "-b")

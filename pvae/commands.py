@@ -22,10 +22,12 @@ from pvae.nets import init_output_bias
 from pvae.objectives.objective import Objective
 from pvae.training.checkpoint import load, read_config
 from pvae.training.metrics import plain
+from pvae.training.turns import Aggressive, Alternating, Turns
 
 __all__ = [
     "catalogue",
     "draw",
+    "estimator_for",
     "first_test_data",
     "flat_for",
     "free_folder",
@@ -34,6 +36,7 @@ __all__ = [
     "own_function",
     "record_result",
     "start_at_mean",
+    "turns_of",
     "widths",
 ]
 
@@ -49,10 +52,50 @@ def widths(words: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def objective_for(name: str, num_samples: int | None) -> Objective:
-    """The objective of that name, with its own number of particles unless one is given."""
+def objective_for(
+    name: str,
+    dataset: DataSet,
+    num_samples: int | None = None,
+    gradient: str | None = None,
+    baseline: str | None = None,
+) -> Objective:
+    """The objective of that name for a data set, with its own defaults for what is None.
+
+    Raises: ValueError for an unknown name, or an option that the objective does not take.
+    """
     cls = recipes.pick("pvae.objectives", name)
-    return cls() if num_samples is None else cls(num_samples)
+    takes = inspect.signature(cls).parameters
+    options: dict[str, Any] = {"num_samples": num_samples, "gradient": gradient}
+    if baseline is not None:
+        offers = {"example_batch": dataset.train[:2]}
+        options["baseline"] = recipes.construct(recipes.pick("pvae.objectives.baselines", baseline), offers)
+    options = {option: value for option, value in options.items() if value is not None}
+    if unknown := [option for option in options if option not in takes]:
+        raise ValueError(f"the objective {name} takes no {unknown[0]}; it takes {', '.join(takes)}")
+    return recipes.construct(cls, {"num_data": len(dataset.train), **options})
+
+
+def estimator_for(name: str, num_samples: int | None) -> Any:
+    """The estimator of that name, with its own defaults for what is None.
+
+    Raises: ValueError for an unknown name, or a number of particles for one that is exact.
+    """
+    cls = recipes.pick("pvae.estimators", name)
+    if num_samples is None:
+        return cls()
+    if "num_samples" not in inspect.signature(cls).parameters:
+        raise ValueError(f"the estimator {name} draws nothing, got {num_samples} samples; leave samples out")
+    return cls(num_samples)
+
+
+def turns_of(words: str) -> int | Turns:
+    """How guide and model take turns: a number, "alternating" or "aggressive"."""
+    named = {"aggressive": Aggressive, "alternating": Alternating}
+    if words in named:
+        return named[words]()
+    if not words.isdecimal():
+        raise ValueError(f"inference_steps must be a whole number, alternating or aggressive, got {words!r}")
+    return int(words)
 
 
 def own_function(name: str | None) -> Any:
@@ -189,6 +232,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "priors": "pvae.models.priors",
         "guides": "pvae.guides",
         "objectives": "pvae.objectives",
+        "baselines": "pvae.objectives.baselines",
         "estimators": "pvae.estimators",
     }
     found = {

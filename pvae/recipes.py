@@ -16,7 +16,7 @@ from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.nets import MLP
 
-__all__ = ["build", "exported", "is_own", "pick", "recipe_for"]
+__all__ = ["build", "construct", "exported", "is_own", "pick", "recipe_for"]
 
 _LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "gaussian"}
 
@@ -82,7 +82,7 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
     if guide is None:
         example = torch.zeros(2, *recipe["x_shape"], dtype=getattr(torch, recipe["dtype"]))
         offers = {"model": model, "example_batch": example, "hidden": tuple(recipe["hidden"])}
-        guide = _call(pick("pvae.guides", recipe["guide"]), offers)
+        guide = construct(pick("pvae.guides", recipe["guide"]), offers)
     return model, guide
 
 
@@ -90,18 +90,19 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
     cls = pick("pvae.models", recipe["model"])
     x_shape, latent_dim = tuple(recipe["x_shape"]), recipe["latent_dim"]
     offers: dict[str, Any] = {"x_shape": x_shape, "x_dim": math.prod(x_shape), "latent_dim": latent_dim}
+    offers["layer_dims"] = tuple(recipe["hidden"])
     if "likelihood" in inspect.signature(cls).parameters:
         likelihood_class = pick("pvae.models.likelihoods", recipe["likelihood"])
-        likelihood = _call(likelihood_class, {"num_categories": recipe.get("num_categories")})
+        likelihood = construct(likelihood_class, {"num_categories": recipe.get("num_categories")})
         widths = tuple(reversed(recipe["hidden"]))
         offers["likelihood"] = likelihood
         offers["decoder"] = MLP(latent_dim, widths, likelihood.parameter_shape(x_shape))
-    model: nn.Module = _call(cls, offers)
+    model: nn.Module = construct(cls, offers)
     dtype = getattr(torch, recipe["dtype"])
     return model.to(dtype) if dtype.is_floating_point else model
 
 
-def _call(cls: type, offers: Mapping[str, Any]) -> Any:
+def construct(cls: type, offers: Mapping[str, Any]) -> Any:
     """Construct from whichever of the offered arguments the class takes."""
     return cls(**{name: offers[name] for name in inspect.signature(cls).parameters if name in offers})
 

@@ -347,7 +347,13 @@ def _same(mask: Any, other: Any) -> bool:
 
 
 def _log_prob(site: Site, shared_mask: Any = None) -> Tensor:
-    log_prob = site["fn"].log_prob(site["value"])
+    try:
+        log_prob = site["fn"].log_prob(site["value"])
+    except (NotImplementedError, KeyError) as error:
+        raise ValueError(
+            f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "
+            "or an objective with gradient='pathwise'"
+        ) from error
     mask = site["mask"]
     if mask is None or _same(mask, shared_mask):
         return log_prob

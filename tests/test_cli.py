@@ -326,6 +326,7 @@ GROUPS = {
     "priors": "pvae.models.priors",
     "guides": "pvae.guides",
     "objectives": "pvae.objectives",
+    "baselines": "pvae.objectives.baselines",
     "estimators": "pvae.estimators",
 }
 

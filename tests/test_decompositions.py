@@ -451,8 +451,7 @@ def mmds_on(x, guide):
 def test_a_delta_guide_makes_it_the_wasserstein_autoencoder(pair):
     model, _, x = pair
     guide = Delta(model, x, hidden=(8,))
-    with pyro.validation_enabled(False):
-        bound = InfoVAE(1.0, 10.0).bound(model, guide, x)
+    bound = InfoVAE(1.0, 10.0).bound(model, guide, x)
     gradients = torch.autograd.grad(bound.sum(), list(guide.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     result = pvae.fit(model, guide, x, objective=InfoVAE(), steps=60, lr=1e-2, step_mode="traced")

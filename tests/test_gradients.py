@@ -519,3 +519,46 @@ def test_dreams_need_to_know_what_is_observed():
 
     with pytest.raises(ValueError, match="site 'x' observes something computed from the batch"):
         ReweightedWakeSleep(2, phase="sleep").bound(model, OneDimGuide(), X)
+
+
+class FlowGuide(nn.Module):
+    """z = f(e), e ~ N(0, I_2), with one learnable transform f; independent of x."""
+
+    def __init__(self, transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x):
+        pyro.module("guide", self)
+        with pyro.plate("data", len(x)):
+            zero = torch.zeros(2, dtype=x.dtype)
+            base = dist.Normal(zero, 1.0).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [self.transform]).expand_by([len(x)]))
+
+
+class TwoDim(nn.Module):
+    """z ~ N(0, I_2), x | z ~ N(z_1 + z_2, 1)."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("make", [dist.transforms.affine_coupling, dist.transforms.affine_autoregressive])
+@pytest.mark.parametrize("options", [{"gradient": "stl"}, {"gradient": "dreg"}, {"gradient": "score"}])
+def test_flows_with_an_inverse_have_every_gradient(make, options):
+    torch.manual_seed(0)
+    guide = FlowGuide(make(2, hidden_dims=[4]))
+    truth, its_error = gradients(ELBO(2), TwoDim(), guide, X.float(), repeats=30)
+    mean, error = gradients(ELBO(2, **options), TwoDim(), guide, X.float(), repeats=30, seed=1)
+    assert ((mean - truth).abs() < 5 * (error**2 + its_error**2).sqrt() + 1e-6).all()
+    assert truth.abs().max() > 0.1
+
+
+def test_a_flow_without_an_inverse_says_so_where_it_needs_one():
+    torch.manual_seed(0)
+    guide = FlowGuide(dist.transforms.planar(2).double())
+    assert torch.isfinite(ELBO(2).bound(TwoDim(), guide, X)).all()
+    with pytest.raises(ValueError, match=r"no density at a value that it did not draw itself; .*'pathwise'"):
+        ELBO(2, gradient="stl").bound(TwoDim(), guide, X)

@@ -1,7 +1,6 @@
 """Baselines of score-function gradients: what a draw's signal is compared with, so that its noise falls.
 
-A baseline that does not depend on the draw itself changes no expectation. Each is a module, called with the signals
-(K, B) of the draws, what the other draws predict of them, and the batch.
+A baseline that does not depend on the draw itself changes no expectation.
 """
 
 from __future__ import annotations
@@ -13,22 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from pvae.nets import MLP
+from pvae.objectives.means import Advantages
 from pvae.sites import Batch, as_batch
 
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
 
 
 class Baseline(nn.Module, ABC):
-    """From signals to advantages, both (K, B), and a loss of the baseline's own, (B,)."""
+    """From the signals of the draws to their advantages."""
 
     needs_others = False
 
     @abstractmethod
-    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Advantages (without history) and the loss that trains the baseline (0 for one without parameters).
-
-        `others` gives what the other draws of a datum predict of each signal, (K, B).
-        """
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> Advantages:
+        """The advantages of signals (K, B); `others` gives what the other draws predict of each signal, (K, B)."""
 
 
 class LeaveOneOut(Baseline):
@@ -41,9 +38,9 @@ class LeaveOneOut(Baseline):
 
     needs_others = True
 
-    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Signals minus what the others predict, and no loss."""
-        return signals - others(), signals.new_zeros(signals.shape[1])
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> Advantages:
+        """Signals minus what the others predict."""
+        return Advantages(signals - others(), 1.0, 0.0)
 
 
 class RunningMean(Baseline):
@@ -63,19 +60,19 @@ class RunningMean(Baseline):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
-    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Signals minus their moving average up to now, and no loss."""
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> Advantages:
+        """Signals minus their moving average up to now."""
         # Divided by the weight of what it has seen, so that the average is right from the second step on.
         centred = signals - (self.mean / self.weight.clamp(min=1e-12)).to(signals)
         self.mean.mul_(self.decay).add_((1 - self.decay) * signals.mean())
         self.weight.mul_(self.decay).add_(1 - self.decay)
-        return centred, signals.new_zeros(signals.shape[1])
+        return Advantages(centred, 1.0, 0.0)
 
 
 class Neural(Baseline):
     """A net of the data, trained beside the pair on the squared error, b(x) ~= E[signal | x], over a moving average.
 
-    With `normalize` the advantages are divided by their running standard deviation where that is above 1.
+    With `normalize` the gradient is divided by the running standard deviation of what is left, where that is above 1.
 
     Args:
         example_batch: a batch, read for its shapes.
@@ -109,15 +106,14 @@ class Neural(Baseline):
         self.default, self.normalize, self.decay = net is None, normalize, decay
         self.register_buffer("variance", torch.ones(()))
 
-    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Signals minus average and net, scaled; and the squared error of the net."""
-        centred, _ = self.centre(signals, others, batch)
-        error = centred - self._predict(batch).to(signals)
-        advantages = error.detach()
+    def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> Advantages:
+        """Signals minus average and net, and the squared error of the net."""
+        error = self.centre(signals, others, batch).values - self._predict(batch).to(signals)
+        scale: Tensor | float = 1.0
         if self.normalize:
-            advantages = advantages / self.variance.sqrt().clamp(min=1).to(signals)
+            scale = 1 / self.variance.sqrt().clamp(min=1).to(signals)
             self.variance.mul_(self.decay).add_((1 - self.decay) * error.detach().square().mean())
-        return advantages, error.square().mean(0)
+        return Advantages(error.detach(), scale, error.square().mean(0))
 
     def _predict(self, batch: Batch) -> Tensor:
         """b(x), (B,)."""

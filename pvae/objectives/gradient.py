@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pvae.objectives.baselines import Baseline
-from pvae.objectives.means import Blend
+from pvae.objectives.means import Advantages, Blend
 from pvae.runs import PairRun
 
 __all__ = ["Gradient", "GradientName", "attach_draws", "carry", "sites_by_score"]
@@ -95,20 +95,20 @@ class Gradient:
     def _score(
         self, run: PairRun, kl_weight: float | Tensor, mean: Blend, values: Tensor, names: Collection[str]
     ) -> Tensor:
-        advantages, loss = mean.signals(values), values.new_zeros(run.num_data)
+        advantages = Advantages(mean.signals(values), 1.0, 0.0)
         if self.baseline is not None:
             if self.baseline.needs_others and run.num_samples == 1:
                 raise ValueError(
                     f"{type(self.baseline).__name__} compares a draw with the others, and num_samples is 1; "
                     "use at least 2, or the RunningMean baseline"
                 )
-            advantages, loss = self.baseline(advantages, lambda: mean.signals_without(values), run.batch)
+            advantages = self.baseline(advantages.values, lambda: mean.signals_without(values), run.batch)
         log_guide = run.log_guide_of(names)
-        score = (advantages - kl_weight * mean.varying_weights(values)) * log_guide
+        score = advantages.scale * (advantages.values - kl_weight * mean.varying_weights(values)) * log_guide
         rest = [name for name in run.guide if name not in names]
         if rest:
             score = score - kl_weight * mean.weights(values) * run.log_guide_of(rest)
-        return score.sum(0) - loss
+        return score.sum(0) - advantages.loss
 
 
 def sites_by_score(run: PairRun, name: str) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Blend", "PowerMean"]
+__all__ = ["Advantages", "Blend", "PowerMean"]
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,15 @@ class Blend:
     def _sum(self, part: Callable[[PowerMean, Tensor], Tensor], log_weights: Tensor) -> Tensor:
         first, *rest = [factor * part(mean, log_weights) for factor, mean in self.terms]
         return sum(rest, first)
+
+
+class Advantages(NamedTuple):
+    """What a baseline makes of signals.
+
+    `values` (K, B) are the signals less what was to be expected of them, without history; `scale` multiplies the whole
+    gradient of the sites that learn by score function; `loss` (B,) trains the baseline itself.
+    """
+
+    values: Tensor
+    scale: Tensor | float
+    loss: Tensor | float
