@@ -59,7 +59,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         objective = IWAE(5, gradient="score", baseline=baseline)
         result = pvae.fit(model, guide, data, objective=objective, steps=steps, batch_size=24, lr=1e-3)
         few, many = (
-            pvae.log_marginal(model, guide, data.test[:1000], ImportanceSampling(count), progress=True)
+            pvae.log_marginal(model, guide, data, ImportanceSampling(count), progress=True)
             for count in (5, num_samples)
         )
         seconds = result.history[-1]["seconds"]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pyro
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -29,6 +30,16 @@ def test_readme_runs_from_top_to_bottom(capsys):
     printed = [float(word) for word in capsys.readouterr().out.split() if word != "lower"]
     assert len(printed) == 7
     assert all(-60 < value < 1 for value in printed)
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_every_page_runs_from_top_to_bottom(document, capsys):
+    namespace = {}
+    torch.manual_seed(0)
+    for code in snippets(f"docs/{document}"):
+        exec(compile(fewer_epochs(code), document, "exec"), namespace)
+    assert re.search(r"-\d+\.\d+", capsys.readouterr().out)
     assert len(pyro.get_param_store()) == 0
 
 

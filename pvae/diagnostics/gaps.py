@@ -64,7 +64,7 @@ class InferenceGap:
             words = "no gap beyond the errors: the guide is as good as exact"
         else:
             largest = max(real, key=lambda name: real[name])
-            share = real[largest] / sum(real.values())
+            share = real[largest] / sum(max(gap.mean, 0.0) for gap in gaps.values())
             words = f"the {largest} gap is {share:.0%} of what inference loses: try {fixes[largest]}"
         rise = self.rise.mean
         if rise > max(3 * self.rise.mc_standard_error, 0.1 * self.amortisation.mean, _LEAST_GAP):

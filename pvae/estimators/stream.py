@@ -22,7 +22,7 @@ class Estimate:
     """log p(x) of a batch, each (B,) in float64 on the CPU.
 
     `mc_standard_errors` is the delta-method error of `values` from K draws; `ess` is Kish's effective
-    sample size; `khat` the Pareto shape of the weights' tail.
+    sample size; `khat` the Pareto shape of the weights' tail. `upper`, where there is one, bounds log p(x) from above.
     """
 
     values: Tensor

@@ -31,7 +31,8 @@ class PowerMean:
 
     def value(self, log_weights: Tensor) -> Tensor:
         """R, (B,)."""
-        return self._of_groups(self._split(log_weights)).mean(0)
+        values = self._of_groups(self._split(log_weights))
+        return values.squeeze(0) if self.num_groups == 1 else values.mean(0)
 
     def weights(self, log_weights: Tensor) -> Tensor:
         """dR / d log w_k, (M K, B): they sum to 1."""

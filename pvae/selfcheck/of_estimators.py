@@ -126,7 +126,7 @@ def _both_bounds(setting: Setting, build: Callable[..., Truth]) -> dict[str, Mea
         known.model, None, like, estimator, batch_size=len(like), device=setting.device, seed=setting.seed
     )
     assert found.upper_values is not None
-    log_prob = build(estimator.batch[0].cpu()).log_prob
+    log_prob = build(x=estimator.batch[0].cpu()).log_prob
     # E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x): the mean of either ratio is 1.
     return {
         "e^(lower - log p)": mean_of((found.values - log_prob).exp(), 1.0),

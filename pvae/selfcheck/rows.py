@@ -112,14 +112,14 @@ def of_data(values: Tensor, truth: Tensor, standard_errors: Tensor, bias: Tensor
     )
 
 
-def mean_of(draws: Tensor, truth: Tensor | float, if_close: str = "ok") -> Measured:
+def mean_of(draws: Tensor, truth: Tensor | float, if_close: str = "ok", if_far: str = "off") -> Measured:
     """The mean of independent draws (N,) or (N, P), of P numbers the one with the largest error."""
     draws = draws.detach().double().cpu().reshape(len(draws), -1)
     known = torch.as_tensor(truth).detach().double().cpu().reshape(-1).expand(draws.shape[1])
     spread = (draws.std(0) / math.sqrt(len(draws))).clamp(min=_ROUNDING)
     mean = draws.mean(0)
     worst, error = _largest((mean - known) / spread)
-    return Measured(mean[worst].item(), known[worst].item(), spread[worst].item(), error.item(), if_close)
+    return Measured(mean[worst].item(), known[worst].item(), spread[worst].item(), error.item(), if_close, if_far)
 
 
 def not_above(below: Tensor, above: Tensor) -> Measured:
