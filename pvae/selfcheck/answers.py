@@ -75,9 +75,8 @@ class LineAnswers:
     """Of `Line` and `LineGuide` at `X`, by the trapezoidal rule, whose error for a Gaussian falls like e^(-20/h^2)."""
 
     def __init__(self) -> None:
-        leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in LINE.values()]
-        self.leaves = leaves
-        self.theta, self.slope, self.loc, self.log_scale = leaves
+        self.leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in LINE.values()]
+        self.theta, self.slope, self.loc, self.log_scale = self.leaves
 
     def noise(self, num_points: int) -> tuple[Tensor, Tensor]:
         """Points of a standard normal and their probabilities."""

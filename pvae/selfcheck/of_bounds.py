@@ -1,0 +1,102 @@
+"""Bounds on the log p(x) of every truth: their order, their known gaps, and objectives that must equal each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+
+from pvae.contexts import seeded
+from pvae.layout import read_layout
+from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Objective, Renyi
+from pvae.runs import run_pair
+from pvae.selfcheck.rows import Check, Measured, apart, mean_of, not_above
+from pvae.selfcheck.setting import Setting
+from pvae.store import private_store
+from pvae.truth import Truth, linear_gaussian
+
+__all__ = ["checks"]
+
+_REPEATS = 400
+_ROUNDED = 1e-10
+
+_IDENTITIES: dict[str, tuple[Callable[[], Objective], Callable[[], Objective]]] = {
+    "IWAE(1) = ELBO()": (partial(IWAE, 1), ELBO),
+    "MIWAE(1, 6) = IWAE(6)": (partial(MIWAE, 1, 6), partial(IWAE, 6)),
+    "MIWAE(6, 1) = ELBO(6)": (partial(MIWAE, 6, 1), partial(ELBO, 6)),
+    "PIWAE(1, 6) = IWAE(6)": (partial(PIWAE, 1, 6), partial(IWAE, 6)),
+    "CIWAE(1, 6) = ELBO(6)": (partial(CIWAE, 1.0, 6), partial(ELBO, 6)),
+    "CIWAE(0, 6) = IWAE(6)": (partial(CIWAE, 0.0, 6), partial(IWAE, 6)),
+    "Renyi(0, 6) = IWAE(6)": (partial(Renyi, 0.0, 6), partial(IWAE, 6)),
+    "Renyi(1, 6) = ELBO(6)": (partial(Renyi, 1.0, 6), partial(ELBO, 6)),
+}
+
+
+def checks(setting: Setting) -> Iterator[Check]:
+    """For each truth the order of its bounds, and the ELBO's gap where the posterior is known; the identities."""
+    for build in setting.builders:
+        known = build()
+        yield Check("bounds", "ELBO <= IWAE <= log p", known.name, partial(_order, setting, known))
+        if known.exact_guide is not None:
+            yield Check("bounds", "ELBO()", known.name, partial(_gap, setting, known))
+    for name, (left, right) in _IDENTITIES.items():
+        yield Check("bounds", name, "linear Gaussian", partial(_same, setting, left, right))
+
+
+def _pair(setting: Setting, known: Truth) -> tuple[Any, Any, Tensor]:
+    for part in (known.model, known.guide, known.exact_guide):
+        if isinstance(part, torch.nn.Module):
+            part.to(setting.device)
+    return known.model, known.guide, known.x.to(setting.device)
+
+
+@torch.no_grad()
+def _draws(setting: Setting, known: Truth, objective: Objective) -> Tensor:
+    """A bound's mean over data, in independent draws (R,): one run on the data so many times over."""
+    model, guide, x = _pair(setting, known)
+    with private_store(model, guide):
+        bound = objective.bound(model, guide, x.repeat(_REPEATS, *(1,) * (x.dim() - 1)))
+    return bound.reshape(_REPEATS, -1).mean(1).cpu()
+
+
+def _order(setting: Setting, known: Truth) -> dict[str, Measured]:
+    elbo, few, many = (_draws(setting, known, objective) for objective in (ELBO(), IWAE(5), IWAE(50)))
+    log_prob = known.log_prob.mean().expand(_REPEATS)
+    return {
+        "ELBO <= IWAE(5)": not_above(elbo, few),
+        "IWAE(5) <= IWAE(50)": not_above(few, many),
+        "IWAE(50) <= log p": not_above(many, log_prob),
+    }
+
+
+def _gap(setting: Setting, known: Truth) -> dict[str, Measured]:
+    model, guide, x = _pair(setting, known)
+    with private_store(model, guide), torch.no_grad():
+        q, posterior = (_distribution(model, each, x) for each in (guide, known.exact_guide))
+    truth = (known.log_prob - kl_divergence(q, posterior).cpu()).mean()
+    return {"log p - KL(q, posterior)": mean_of(_draws(setting, known, ELBO()), truth)}
+
+
+def _distribution(model: Any, guide: Any, x: Tensor) -> Distribution:
+    """What the guide draws its only latent from."""
+    (site,) = run_pair(model, guide, (x,), 1, read_layout(model, guide, (x,), 1)).guide.values()
+    fn = site["fn"]
+    if isinstance(fn, Independent) and isinstance(fn.base_dist, Normal):
+        return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev))
+    return fn
+
+
+def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], Objective]) -> dict[str, Measured]:
+    model, guide, x = _pair(setting, linear_gaussian())
+    leaves = [*model.parameters(), *guide.parameters()]
+    found = []
+    for make in (left, right):
+        with private_store(model, guide), seeded(setting.seed, setting.device):
+            bound = make().bound(model, guide, x)
+        gradients = torch.autograd.grad(bound.sum(), leaves)
+        found.append(torch.cat([bound.detach(), *[gradient.flatten() for gradient in gradients]]))
+    return {"value and gradient": apart(*found, _ROUNDED)}

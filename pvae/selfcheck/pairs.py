@@ -11,7 +11,7 @@ __all__ = ["BITS", "LINE", "Bits", "BitsGuide", "Line", "LineGuide", "X"]
 
 X = 1.3
 # q(z | x) = N(0.2, exp(-0.4)) at x, where sticking the landing is off the most visibly.
-LINE = {"theta": 0.0, "slope": 0.5, "loc": -0.45, "log_scale": -0.2}
+LINE = {"theta": [0.0], "slope": [0.5], "loc": [-0.45], "log_scale": [-0.2]}
 BITS = {
     "bias": [0.3, -0.5, 0.1],
     "weight": [1.0, -0.7, 0.4],
@@ -21,27 +21,27 @@ BITS = {
 
 
 class _Copies(nn.Module):
-    """Parameters by name, each (copies, ...), or alone for no copies."""
+    """Parameters by name, each (copies, D), or (D,) for none."""
 
-    def __init__(self, values: dict[str, float] | dict[str, list[float]], copies: int | None) -> None:
+    def __init__(self, values: dict[str, list[float]], copies: int | None) -> None:
         super().__init__()
         for name, value in values.items():
             one = torch.tensor(value, dtype=torch.float64)
-            self.register_parameter(name, nn.Parameter(one if copies is None else one.repeat(copies, *(1,) * one.dim())))
+            self.register_parameter(name, nn.Parameter(one if copies is None else one.repeat(copies, 1)))
 
 
 class Line(_Copies):
-    """z ~ N(0, 1), x | z ~ N(theta + z, 1)."""
+    """z ~ N(0, 1), x | z ~ N(theta + z, 1), both (B, 1)."""
 
     def __init__(self, copies: int | None) -> None:
         super().__init__({"theta": LINE["theta"]}, copies)
 
     def forward(self, x: Tensor) -> None:
-        """The model of x (B,)."""
+        """The model of x (B, 1)."""
         pyro.module("line", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(()), x.new_ones(())))
-            pyro.sample("x", dist.Normal(self.theta + z, x.new_ones(())), obs=x)
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.theta + z, 1.0).to_event(1), obs=x)
 
 
 class LineGuide(_Copies):
@@ -51,10 +51,10 @@ class LineGuide(_Copies):
         super().__init__({name: LINE[name] for name in ("slope", "loc", "log_scale")}, copies)
 
     def forward(self, x: Tensor) -> None:
-        """The guide of x (B,)."""
+        """The guide of x (B, 1)."""
         pyro.module("line_guide", self)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.slope * x + self.loc, self.log_scale.exp()))
+            pyro.sample("z", dist.Normal(self.slope * x + self.loc, self.log_scale.exp()).to_event(1))
 
 
 class Bits(_Copies):
@@ -64,11 +64,11 @@ class Bits(_Copies):
         super().__init__({name: BITS[name] for name in ("bias", "weight")}, copies)
 
     def forward(self, x: Tensor) -> None:
-        """The model of x (B,)."""
+        """The model of x (B, 1)."""
         pyro.module("bits", self)
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Bernoulli(logits=self.bias).to_event(1))
-            pyro.sample("x", dist.Normal((y * self.weight).sum(-1), x.new_ones(())), obs=x)
+            pyro.sample("x", dist.Normal((y * self.weight).sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
 
 
 class BitsGuide(_Copies):
@@ -78,8 +78,8 @@ class BitsGuide(_Copies):
         super().__init__({name: BITS[name] for name in ("guide_slope", "guide_bias")}, copies)
 
     def forward(self, x: Tensor) -> None:
-        """The guide of x (B,)."""
+        """The guide of x (B, 1)."""
         pyro.module("bits_guide", self)
         with pyro.plate("data", len(x)):
-            logits = self.guide_slope * x[..., None] + self.guide_bias
+            logits = self.guide_slope * x + self.guide_bias
             pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1))
