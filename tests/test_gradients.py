@@ -562,3 +562,34 @@ def test_a_flow_without_an_inverse_says_so_where_it_needs_one():
     assert torch.isfinite(ELBO(2).bound(TwoDim(), guide, X)).all()
     with pytest.raises(ValueError, match=r"no density at a value that it did not draw itself; .*'pathwise'"):
         ELBO(2, gradient="stl").bound(TwoDim(), guide, X)
+
+
+def test_a_neural_baseline_is_trained_by_svi_too_and_is_no_part_of_a_saved_pair(tmp_path):
+    torch.manual_seed(0)
+    model, guide, x = Bits(), BitsGuide(), model_draws(64)
+    baseline = Neural(x[:, None], hidden=(4,))
+    objective = IWAE(3, gradient="score", baseline=baseline)
+    before = [parameter.clone() for parameter in baseline.parameters()]
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
+    for _ in range(3):
+        svi.step(x)
+    assert not any(torch.equal(old, new) for old, new in zip(before, baseline.parameters(), strict=True))
+    result = pvae.fit(model, guide, x, objective=objective, steps=3, out=tmp_path / "run", progress=False)
+    assert not any("baseline" in name for name in result.parameters)
+    other = Bits(), BitsGuide()
+    pvae.load(tmp_path / "run", *other)
+    assert torch.equal(other[1].slope, guide.slope)
+
+
+@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+def test_what_is_reported_counts_the_kl_in_full_and_the_loss_does_not(step_mode):
+    model, guide, x = OneDim(), OneDimGuide(), X.repeat(4000)
+    data = pvae.data.DataSet("x", train=x, valid=x, kind="real")
+    kl = 0.5 * (0.04 + math.exp(-0.4) - 1 + 0.4)
+    result = pvae.fit(
+        model, guide, data, steps=1, batch_size=4000, lr=1e-9, kl_schedule=lambda step: 0.25, step_mode=step_mode,
+        progress=False,
+    )  # fmt: skip
+    record = result.history[0]
+    assert -result.losses[0].item() - record["train_bound"] == pytest.approx(0.75 * kl, abs=0.05)
+    assert record["valid_bound"] == pytest.approx(record["train_bound"], abs=0.1)

@@ -53,7 +53,7 @@ def test_nothing_moves_from_the_first_broken_step_on():
     seen = []
     for step, batch in enumerate(batches):
         loss = math.nan if step == 3 else 10.0 - step
-        ledger.add(torch.tensor([loss, 1.0]), batch)
+        ledger.add(torch.tensor([loss, 1.0, loss + 0.5]), batch)
         update(own, [torch.ones(3), torch.ones(2, 2)], ledger.broken)
         seen.append([leaf.detach().clone() for leaf in own])
     assert not seen[2][0].equal(seen[1][0])
@@ -63,18 +63,18 @@ def test_nothing_moves_from_the_first_broken_step_on():
     assert (number, math.isnan(loss), norm) == (4, True, 1.0)
     assert batch is batches[3]
     assert ledger.losses == [10.0, 9.0, 8.0]
-    assert ledger.mean(1) == pytest.approx((9 * 2 + 8 * 3) / 5)
+    assert ledger.mean(1) == pytest.approx((9.5 * 2 + 8.5 * 3) / 5)
 
 
 def test_a_ledger_asks_to_be_read_before_it_holds_much():
     ledger = Ledger(torch.device("cpu"))
-    due = [ledger.add(torch.ones(2), (torch.ones(1),)) for _ in range(50)]
+    due = [ledger.add(torch.ones(3), (torch.ones(1),)) for _ in range(50)]
     assert due == [False] * 49 + [True]
     assert ledger.read() is None
     assert len(ledger.losses) == 50
     assert ledger.read() is None
     large = torch.empty(2**25)
-    assert [ledger.add(torch.ones(2), (large,)) for _ in range(2)] == [False, True]
+    assert [ledger.add(torch.ones(3), (large,)) for _ in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize("step_mode", ["traced", "compiled"])

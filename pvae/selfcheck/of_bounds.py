@@ -40,58 +40,50 @@ def checks(setting: Setting) -> Iterator[Check]:
     """For each truth the order of its bounds, and the ELBO's gap where the posterior is known; the identities."""
     for build in setting.builders:
         known = build()
-        yield Check("bounds", "ELBO <= IWAE <= log p", known.name, partial(_order, setting, known))
+        yield Check("bounds", "ELBO <= IWAE <= log p(x)", known.name, partial(_order, setting, known))
         if known.exact_guide is not None:
-            yield Check("bounds", "ELBO()", known.name, partial(_gap, setting, known))
+            yield Check("bounds", "ELBO = log p(x) - KL", known.name, partial(_gap, setting, known))
     for name, (left, right) in _IDENTITIES.items():
-        yield Check("bounds", name, "linear Gaussian", partial(_same, setting, left, right))
-
-
-def _pair(setting: Setting, known: Truth) -> tuple[Any, Any, Tensor]:
-    for part in (known.model, known.guide, known.exact_guide):
-        if isinstance(part, torch.nn.Module):
-            part.to(setting.device)
-    return known.model, known.guide, known.x.to(setting.device)
+        yield Check("bounds", name, linear_gaussian().name, partial(_same, setting, left, right))
 
 
 @torch.no_grad()
 def _draws(setting: Setting, known: Truth, objective: Objective) -> Tensor:
     """A bound's mean over data, in independent draws (R,): one run on the data so many times over."""
-    model, guide, x = _pair(setting, known)
+    model, guide, x = setting.place(known.model, known.guide, known.x)
     with private_store(model, guide):
         bound = objective.bound(model, guide, x.repeat(_REPEATS, *(1,) * (x.dim() - 1)))
     return bound.reshape(_REPEATS, -1).mean(1).cpu()
 
 
-def _order(setting: Setting, known: Truth) -> dict[str, Measured]:
-    elbo, few, many = (_draws(setting, known, objective) for objective in (ELBO(), IWAE(5), IWAE(50)))
+def _order(setting: Setting, known: Truth) -> list[Measured]:
+    draws = [_draws(setting, known, objective) for objective in (ELBO(), IWAE(5), IWAE(50))]
     log_prob = known.log_prob.mean().expand(_REPEATS)
-    return {
-        "ELBO <= IWAE(5)": not_above(elbo, few),
-        "IWAE(5) <= IWAE(50)": not_above(few, many),
-        "IWAE(50) <= log p": not_above(many, log_prob),
-    }
+    return [not_above([*draws, log_prob], ["ELBO", "IWAE(5)", "IWAE(50)", "log p(x)"])]
 
 
-def _gap(setting: Setting, known: Truth) -> dict[str, Measured]:
-    model, guide, x = _pair(setting, known)
+def _gap(setting: Setting, known: Truth) -> list[Measured]:
+    """The ELBO against log p(x) - KL(q(z | x) || p(z | x)), the KL in closed form."""
+    model, guide, x = setting.place(known.model, known.guide, known.x)
+    _, posterior, _ = setting.place(model, known.exact_guide, x)
     with private_store(model, guide), torch.no_grad():
-        q, posterior = (_distribution(model, each, x) for each in (guide, known.exact_guide))
-    truth = (known.log_prob - kl_divergence(q, posterior).cpu()).mean()
-    return {"log p - KL(q, posterior)": mean_of(_draws(setting, known, ELBO()), truth)}
+        kl = kl_divergence(*[_distribution(model, each, x) for each in (guide, posterior)])
+    truth = (known.log_prob - kl.cpu()).mean()
+    return [mean_of(_draws(setting, known, ELBO()), truth, ["mean bound"])]
 
 
 def _distribution(model: Any, guide: Any, x: Tensor) -> Distribution:
     """What the guide draws its only latent from."""
     (site,) = run_pair(model, guide, (x,), 1, read_layout(model, guide, (x,), 1)).guide.values()
-    fn = site["fn"]
+    fn: Distribution = site["fn"]
     if isinstance(fn, Independent) and isinstance(fn.base_dist, Normal):
         return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev))
     return fn
 
 
-def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], Objective]) -> dict[str, Measured]:
-    model, guide, x = _pair(setting, linear_gaussian())
+def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], Objective]) -> list[Measured]:
+    known = linear_gaussian()
+    model, guide, x = setting.place(known.model, known.guide, known.x)
     leaves = [*model.parameters(), *guide.parameters()]
     found = []
     for make in (left, right):
@@ -99,4 +91,4 @@ def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], O
             bound = make().bound(model, guide, x)
         gradients = torch.autograd.grad(bound.sum(), leaves)
         found.append(torch.cat([bound.detach(), *[gradient.flatten() for gradient in gradients]]))
-    return {"value and gradient": apart(*found, _ROUNDED)}
+    return [apart(*found, _ROUNDED, "value and gradient")]

@@ -1,0 +1,81 @@
+"""Estimators that draw data from the model: both bounds of bidirectional Monte Carlo, and kernels on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from pvae.estimators import BidirectionalMonteCarlo, ParzenWindow
+from pvae.estimators.annealing import Path
+from pvae.estimators.log_marginal import log_marginal
+from pvae.estimators.unconstrained import UnconstrainedJoint
+from pvae.selfcheck.rows import Check, Measured, mean_of, of_data
+from pvae.selfcheck.setting import Setting
+from pvae.sites import Batch
+from pvae.truth import Truth, linear_gaussian
+
+__all__ = ["checks"]
+
+_SIMULATED, _CHAINS, _TEMPERATURES = 300, 4, 20
+_BANDWIDTH = 0.7
+
+
+def checks(setting: Setting) -> Iterator[Check]:
+    """Bidirectional Monte Carlo on each truth of continuous latents, kernels on the one whose sum with noise is known."""
+    for build in setting.builders:
+        known = build()
+        if known.latent == "continuous":
+            name = f"BidirectionalMonteCarlo({_CHAINS})"
+            yield Check("estimators", name, known.name, partial(_both_bounds, setting, build))
+    known = linear_gaussian()
+    yield Check("estimators", f"ParzenWindow({setting.num_samples})", known.name, partial(_kernels, setting, known))
+
+
+class _Recording(BidirectionalMonteCarlo):
+    """Keeps the data that it draws."""
+
+    batch: Batch
+
+    def path(self, joint: UnconstrainedJoint, batch: Batch, batches_left: int, passes: int = 1) -> Path:
+        """As ever."""
+        self.batch = batch
+        return super().path(joint, batch, batches_left, passes)
+
+
+def _both_bounds(setting: Setting, build: Callable[..., Truth]) -> list[Measured]:
+    known = build()
+    like = known.x.repeat(-(-_SIMULATED // len(known.x)), *(1,) * (known.x.dim() - 1))
+    estimator = _Recording(_CHAINS, num_temperatures=_TEMPERATURES, num_leapfrog=3, step_mode="traced")
+    found = log_marginal(
+        known.model, None, like, estimator, batch_size=len(like), device=setting.device, seed=setting.seed
+    )
+    assert found.upper_values is not None
+    log_prob = build(x=estimator.batch[0].cpu()).log_prob
+    # E[exp(lower)] = p(x) and E[exp(-upper)] = 1 / p(x), so the mean of either ratio is 1.
+    ratios = torch.stack([(found.values - log_prob).exp(), (log_prob - found.upper_values).exp()], 1)
+    return [
+        mean_of(ratios[:, :1], 1.0, ["exp(lower - log p)"]),
+        mean_of(ratios[:, 1:], 1.0, ["exp(log p - upper)"]),
+    ]
+
+
+def _kernels(setting: Setting, known: Truth) -> list[Measured]:
+    """A sample with noise of the bandwidth is a sample of the model with that much more noise."""
+    smoothed: Any = deepcopy(known.model)
+    with torch.no_grad():
+        smoothed.log_scale.copy_(0.5 * ((2 * smoothed.log_scale).exp() + _BANDWIDTH**2).log())
+        log_density = smoothed.log_prob(known.x)
+    estimator = ParzenWindow(setting.num_samples, _BANDWIDTH)
+    found = log_marginal(known.model, None, known.x, estimator, device=setting.device, seed=setting.seed)
+    errors = found.mc_standard_errors
+    of_kernels = of_data(found.values, log_density, errors, -0.5 * errors.square())
+    of_model = of_data(found.values, known.log_prob, errors)
+    return [
+        replace(of_kernels, quantity=of_kernels.quantity.replace("p(x", "p(x + noise")),
+        replace(of_model, if_far="not claimed"),
+    ]
