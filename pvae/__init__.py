@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pvae import models as models
     from pvae import nets as nets
     from pvae import objectives as objectives
+    from pvae import selfcheck as selfcheck
     from pvae import training as training
     from pvae import truth as truth
     from pvae.checking import check as check
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("data", "diagnostics", "estimators", "guides", "models", "nets", "objectives", "training", "truth")
+_PACKAGES = (
+    "data",
+    "diagnostics",
+    "estimators",
+    "guides",
+    "models",
+    "nets",
+    "objectives",
+    "selfcheck",
+    "training",
+    "truth",
+)
 _HOMES = {
     "Comparison": "pvae.comparison",
     "FitResult": "pvae.training.fit",

@@ -1,4 +1,4 @@
-"""The command line: train, logp, compare, sample, list."""
+"""The command line: train, logp, compare, sample, selfcheck, list."""
 
 from __future__ import annotations
 
@@ -235,6 +235,27 @@ def sample(
 
     pair, dataset = load_run(run, model, guide, data_root, "cpu")
     _show(f"drawn from {run}", draw(run, pair, dataset, num, seed), as_json)
+
+
+@app.command()
+@friendly
+def selfcheck(
+    samples: Annotated[int, typer.Option(help="Draws per datum of most estimators, at least 1000.")] = 20_000,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Hold every estimator, bound and gradient to known answers on this machine; exit 1 if one is off."""
+    from pvae.selfcheck import run, show, summary
+
+    rows = run(device, seed, num_samples=samples, progress=not as_json)
+    found = summary(rows)
+    if as_json:
+        _show("", found, as_json)
+    else:
+        show(rows)
+    if not found["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command("list")

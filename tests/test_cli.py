@@ -434,7 +434,7 @@ def test_help_is_quick_and_loads_no_torch():
         result = as_in_a_shell("--help", code=code)
         seconds.append(time.perf_counter() - started)
         assert (result.returncode, result.stderr) == (0, "set()\n")
-        assert all(command in result.stdout for command in ("train", "logp", "sample", "list"))
+        assert all(command in result.stdout for command in ("train", "logp", "sample", "selfcheck", "list"))
     assert min(seconds) < 0.5
 
 

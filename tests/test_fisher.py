@@ -126,6 +126,23 @@ def test_a_laplacian_that_is_no_product_is_right_on_average():
     assert abs(values.mean() - truth) < 5 * values.std() / math.sqrt(len(x))
 
 
+def test_scalar_latents_and_data_will_do():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
+
+    x = math.sqrt(2) * torch.randn(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    values = FisherAutoencoder().bound(model, guide, x)
+    # The exact posterior: 1/2 E|d log p|^2 = 1/2 of 1 / 2.
+    assert abs(values.mean() - 0.25) < 5 * values.std() / math.sqrt(len(x))
+
+
 def test_validation_without_gradients_gives_the_same_number():
     model = linear_gaussian()
     guide, x = LinearGuide(), draws(model, 5)

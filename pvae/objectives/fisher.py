@@ -86,14 +86,19 @@ def _slopes(log_prob: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
 
 def _squares(slopes: Sequence[Tensor]) -> Tensor:
     """Squared norm per datum, (B,)."""
-    return torch.stack([slope.square().flatten(1).sum(1) for slope in slopes]).sum(0)
+    return torch.stack([_per_datum(slope.square()) for slope in slopes]).sum(0)
+
+
+def _per_datum(values: Tensor) -> Tensor:
+    """The sum of each datum's values, (B,)."""
+    return values.reshape(len(values), -1).sum(1)
 
 
 def _laplacian(slopes: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
     """Hutchinson's estimate of the trace of the Hessian per datum, (B,)."""
     signs = [torch.randint_like(part, 2) * 2 - 1 for part in x]
-    along = torch.stack([(slope * sign).flatten(1).sum(1) for slope, sign in zip(slopes, signs, strict=True)]).sum(0)
-    terms = [(slope * sign).flatten(1).sum(1) for slope, sign in zip(_slopes(along, x), signs, strict=True)]
+    along = torch.stack([_per_datum(slope * sign) for slope, sign in zip(slopes, signs, strict=True)]).sum(0)
+    terms = [_per_datum(slope * sign) for slope, sign in zip(_slopes(along, x), signs, strict=True)]
     return torch.stack(terms).sum(0)
 
 

@@ -6,7 +6,7 @@ None of it runs a pair: densities are written out, and autograd goes through the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from pvae.selfcheck.pairs import BITS, LINE, X
 __all__ = ["Answer", "BitsAnswers", "LineAnswers", "States", "expected", "log_mean", "wake"]
 
 Value = Callable[[Tensor], Tensor]
+_X = torch.tensor(X, dtype=torch.float64)
 
 
 class Answer(NamedTuple):
@@ -71,14 +72,28 @@ def _all(states: States, num_samples: int) -> tuple[Tensor, Tensor]:
     return stacked, probability
 
 
-class LineAnswers:
+class _Answers:
+    """Leaves to differentiate by, one for each parameter of a pair, model's first."""
+
+    def __init__(self, values: Mapping[str, list[float]]) -> None:
+        self.leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values.values()]
+
+    def answer(self, value: Tensor, of_gradient: Tensor | None = None) -> Answer:
+        """A value, and the gradient of it or of another."""
+        found = torch.autograd.grad(
+            value if of_gradient is None else of_gradient, self.leaves, allow_unused=True, materialize_grads=True
+        )
+        return Answer(value.detach(), torch.cat(found))
+
+
+class LineAnswers(_Answers):
     """Of `Line` and `LineGuide` at `X`, by the trapezoidal rule, whose error for a Gaussian falls like e^(-20/h^2)."""
 
     def __init__(self) -> None:
-        self.leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in LINE.values()]
+        super().__init__(LINE)
         self.theta, self.slope, self.loc, self.log_scale = self.leaves
 
-    def noise(self, num_points: int) -> tuple[Tensor, Tensor]:
+    def noise(self, num_points: int = 161) -> tuple[Tensor, Tensor]:
         """Points of a standard normal and their probabilities."""
         points = torch.linspace(-7, 7, num_points, dtype=torch.float64)
         return points, Normal(0.0, 1.0).log_prob(points).exp() * (points[1] - points[0])
@@ -87,6 +102,10 @@ class LineAnswers:
         """z."""
         return self.slope * X + self.loc + self.log_scale.exp() * noise
 
+    def log_likelihood(self, z: Tensor) -> Tensor:
+        """log p(x | z)."""
+        return Normal(self.theta + z, 1.0).log_prob(_X)
+
     def states(self, num_points: int = 161, *, detach: str = "") -> States:
         """On a grid; with the "draws" held fixed, or the parameters of the "density" q."""
         noise, probability = self.noise(num_points)
@@ -94,33 +113,20 @@ class LineAnswers:
         mean, scale = self.slope * X + self.loc, self.log_scale.exp()
         if detach == "density":
             mean, scale = mean.detach(), scale.detach()
-        log_joint = Normal(0.0, 1.0).log_prob(z) + Normal(self.theta + z, 1.0).log_prob(torch.tensor(X, dtype=torch.float64))
+        log_joint = Normal(0.0, 1.0).log_prob(z) + self.log_likelihood(z)
         return States(probability, log_joint, Normal(mean, scale).log_prob(z))
 
-    def answer(self, value: Tensor, of_gradient: Tensor | None = None) -> Answer:
-        """A value, and the gradient of it or of another."""
-        return _answer(value, value if of_gradient is None else of_gradient, self.leaves)
 
-
-class BitsAnswers:
+class BitsAnswers(_Answers):
     """Of `Bits` and `BitsGuide` at `X`, by enumeration."""
 
     def __init__(self) -> None:
-        self.leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in BITS.values()]
+        super().__init__(BITS)
 
     def states(self) -> States:
         """All eight."""
         bias, weight, guide_slope, guide_bias = self.leaves
         y = ((torch.arange(8)[:, None] >> torch.arange(3)) & 1).double()
         log_guide = Bernoulli(logits=guide_slope * X + guide_bias).log_prob(y).sum(-1)
-        log_joint = Bernoulli(logits=bias).log_prob(y).sum(-1) + Normal(y @ weight, 1.0).log_prob(torch.tensor(X, dtype=torch.float64))
+        log_joint = Bernoulli(logits=bias).log_prob(y).sum(-1) + Normal(y @ weight, 1.0).log_prob(_X)
         return States(log_guide.exp(), log_joint, log_guide)
-
-    def answer(self, value: Tensor, of_gradient: Tensor | None = None) -> Answer:
-        """A value, and the gradient of it or of another."""
-        return _answer(value, value if of_gradient is None else of_gradient, self.leaves)
-
-
-def _answer(value: Tensor, of_gradient: Tensor, leaves: list[Tensor]) -> Answer:
-    found = torch.autograd.grad(of_gradient, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return Answer(value.detach(), torch.cat([gradient.flatten() for gradient in found]))

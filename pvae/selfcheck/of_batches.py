@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from pvae.layout import read_layout
@@ -16,14 +17,14 @@ from pvae.objectives.info import KernelName
 from pvae.runs import run_pair
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.pairs import Line, LineGuide, X
-from pvae.selfcheck.rows import Check, Measured, mean_of
+from pvae.selfcheck.rows import Check, Measured, mean_of, value_and_parameters
 from pvae.selfcheck.setting import Setting
 from pvae.store import private_store
 from pvae.truth import linear_gaussian
 
 __all__ = ["checks"]
 
-_REPEATS, _BATCH, _FEW = 200, 100, 4
+_BATCH, _FEW = 100, 4
 _WEIGHTS = (0.5, 3.0, 2.0)
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -35,23 +36,22 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check("gradients", "BetaTCVAE(0.5, 3, 2)", "linear Gaussian", partial(_total_correlation, setting))
 
 
-def _repeated(
-    objective: Objective, model: nn.Module, guide: nn.Module, x: Tensor, leaves: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Means over the batch (R,) and their gradients (R, P), from as many runs."""
-    values, gradients = [], []
+def _against(
+    setting: Setting, objective: Objective, pair: tuple[Any, Any, Tensor], leaves: dict[str, Tensor], truth: Tensor
+) -> list[Measured]:
+    """The mean over the batch and its gradients, in as many runs, against the truth (1 + P,)."""
+    (model, guide, x), draws = pair, []
     with private_store(model, guide):
-        for _ in range(_REPEATS):
+        for _ in range(max(100, setting.num_samples // 40)):
             value = objective.bound(model, guide, x).mean()
-            found = torch.autograd.grad(value, leaves)
-            values.append(value.detach())
-            gradients.append(torch.cat([gradient.flatten() for gradient in found]))
-    return torch.stack(values), torch.stack(gradients)
+            gradients = torch.autograd.grad(value, list(leaves.values()))
+            draws.append(torch.cat([value.detach()[None], *[gradient.flatten() for gradient in gradients]]))
+    return [mean_of(torch.stack(draws), truth, value_and_parameters(leaves))]
 
 
-def _info(setting: Setting, kernel: KernelName) -> dict[str, Measured]:
+def _info(setting: Setting, kernel: KernelName) -> list[Measured]:
     line = LineAnswers()
-    noise, probability = line.noise(161)
+    noise, probability = line.noise()
     z, pairs = line.draws(noise), probability[:, None] * probability
 
     def mean(left: Tensor, right: Tensor) -> Tensor:
@@ -62,33 +62,25 @@ def _info(setting: Setting, kernel: KernelName) -> dict[str, Measured]:
 
     mmd = mean(z, z) + mean(noise, noise) - 2 * mean(z, noise)
     # Half of the KL is left; the ELBO with none of it is log p(x | z).
-    elbo, likelihood = expected(line.states(), 1, log_mean(0)), _log_likelihood(line)
+    elbo, likelihood = expected(line.states(), 1, log_mean(0)), (line.log_likelihood(z) * probability).sum()
     known = line.answer(0.5 * elbo + 0.5 * likelihood - (0.5 + 2 - 1) * mmd)
-    model, guide = (pair(None).to(setting.device) for pair in (Line, LineGuide))
-    leaves = [*model.parameters(), *guide.parameters()]
-    x = torch.full((_BATCH, 1), X, dtype=torch.float64, device=setting.device)
-    values, gradients = _repeated(InfoVAE(0.5, 2.0, kernel=kernel, scale=1.0), model, guide, x, leaves)
-    return {"value": mean_of(values, known.value), "gradient": mean_of(gradients, known.gradient)}
+    x = torch.full((_BATCH, 1), X, dtype=torch.float64)
+    pair = setting.place(Line(None), LineGuide(None), x)
+    leaves = dict([*pair[0].named_parameters(), *pair[1].named_parameters()])
+    objective = InfoVAE(0.5, 2.0, kernel=kernel, scale=1.0)
+    return _against(setting, objective, pair, leaves, torch.cat([known.value[None], known.gradient]))
 
 
-def _log_likelihood(line: LineAnswers) -> Tensor:
-    noise, probability = line.noise(161)
-    return (Normal(line.theta + line.draws(noise), 1.0).log_prob(torch.tensor(X, dtype=torch.float64)) * probability).sum()
-
-
-def _total_correlation(setting: Setting) -> dict[str, Measured]:
+def _total_correlation(setting: Setting) -> list[Measured]:
     known = linear_gaussian()
-    model, guide = (part.to(setting.device) for part in (known.model, known.guide))  # type: ignore[attr-defined]
-    x = known.x[:_FEW].to(setting.device)
-    leaves = [guide.bias, guide.log_scale]
-    truth = _integrated(model, guide, x)
-    slope = torch.cat(torch.autograd.grad(truth, leaves))
-    objective = BetaTCVAE(*_WEIGHTS, num_data=_FEW)
-    values, gradients = _repeated(objective, model, guide, x, leaves)
-    return {"value": mean_of(values, truth), "gradient": mean_of(gradients, slope)}
+    model, guide, x = setting.place(known.model, known.guide, known.x[:_FEW])
+    leaves = {"bias": guide.bias, "log_scale": guide.log_scale}
+    value = _integrated(model, guide, x)
+    truth = torch.cat([value.detach()[None], *torch.autograd.grad(value, list(leaves.values()))])
+    return _against(setting, BetaTCVAE(*_WEIGHTS, num_data=_FEW), (model, guide, x), leaves, truth)
 
 
-def _integrated(model: nn.Module, guide: nn.Module, x: Tensor) -> Tensor:
+def _integrated(model: Any, guide: Any, x: Tensor) -> Tensor:
     """The mean over data of E[log p(x | z) - weighted terms of log q(z | x) - log p(z)], over a grid of z's noise."""
     with private_store(model, guide):
         layout = read_layout(model, guide, (x,), 1)

@@ -91,4 +91,4 @@ def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], O
             bound = make().bound(model, guide, x)
         gradients = torch.autograd.grad(bound.sum(), leaves)
         found.append(torch.cat([bound.detach(), *[gradient.flatten() for gradient in gradients]]))
-    return [apart(*found, _ROUNDED, "value and gradient")]
+    return [apart(found[0], found[1], _ROUNDED, "value and gradient")]

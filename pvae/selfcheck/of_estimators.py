@@ -28,8 +28,7 @@ __all__ = ["checks"]
 
 # Nats: of a rule that halves its cells until they are within 1e-9, and of sums that only round.
 _BY_RULE, _ROUNDED = 1e-7, 1e-10
-# The rest is those of the posterior, so that any path meets p(x); these are enough for errors that are normal.
-_CHAINS, _TEMPERATURES = 400, 20
+_CHAINS, _TEMPERATURES = 1000, 40
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -71,9 +70,7 @@ def _without_draws(known: Truth) -> list[Estimator]:
 
 
 def _on_data(setting: Setting, known: Truth, estimator: Estimator) -> list[Measured]:
-    found = log_marginal(
-        known.model, known.guide, known.x, estimator, device=setting.device, seed=setting.seed
-    )
+    found = log_marginal(known.model, known.guide, known.x, estimator, device=setting.device, seed=setting.seed)
     errors = found.mc_standard_errors
     # To second order the log of a mean of weights is low by half its variance.
     bias = -0.5 * errors.square() if getattr(estimator, "averages_weights", False) else 0.0

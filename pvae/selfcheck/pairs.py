@@ -33,6 +33,8 @@ class _Copies(nn.Module):
 class Line(_Copies):
     """z ~ N(0, 1), x | z ~ N(theta + z, 1), both (B, 1)."""
 
+    theta: nn.Parameter
+
     def __init__(self, copies: int | None) -> None:
         super().__init__({"theta": LINE["theta"]}, copies)
 
@@ -47,6 +49,10 @@ class Line(_Copies):
 class LineGuide(_Copies):
     """q(z | x) = N(slope x + loc, exp(log_scale)^2)."""
 
+    slope: nn.Parameter
+    loc: nn.Parameter
+    log_scale: nn.Parameter
+
     def __init__(self, copies: int | None) -> None:
         super().__init__({name: LINE[name] for name in ("slope", "loc", "log_scale")}, copies)
 
@@ -59,6 +65,9 @@ class LineGuide(_Copies):
 
 class Bits(_Copies):
     """y ~ Bernoulli(sigmoid(bias)), three of them, x | y ~ N(weight . y, 1)."""
+
+    bias: nn.Parameter
+    weight: nn.Parameter
 
     def __init__(self, copies: int | None) -> None:
         super().__init__({name: BITS[name] for name in ("bias", "weight")}, copies)
@@ -73,6 +82,9 @@ class Bits(_Copies):
 
 class BitsGuide(_Copies):
     """q(y | x) = prod_d Bernoulli(sigmoid(slope_d x + bias_d))."""
+
+    guide_slope: nn.Parameter
+    guide_bias: nn.Parameter
 
     def __init__(self, copies: int | None) -> None:
         super().__init__({name: BITS[name] for name in ("guide_slope", "guide_bias")}, copies)

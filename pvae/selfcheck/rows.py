@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["LIMIT", "Check", "Measured", "Row", "apart", "mean_of", "not_above", "of_data"]
+__all__ = ["LIMIT", "Check", "Measured", "Row", "apart", "mean_of", "not_above", "of_data", "value_and_parameters"]
 
 LIMIT = 5.0
 # What rounding leaves of a standard error of 0.
@@ -133,7 +134,7 @@ def not_above(bounds: Sequence[Tensor], names: Sequence[str]) -> Measured:
     )
     spread = torch.hypot(errors[:-1], errors[1:]).clamp(min=_ROUNDING)
     excess = (means[:-1] - means[1:]).clamp(min=0)
-    links = [f"{low} <= {high}" for low, high in zip(names[:-1], names[1:], strict=True)]
+    links = [f"{low} <= {high}" for low, high in pairwise(names)]
     return _worst(links, means[:-1], means[1:], spread, excess)
 
 
@@ -144,8 +145,16 @@ def apart(values: Tensor, truth: Tensor, tolerance: float, quantity: str) -> Mea
     return _worst([quantity] * len(unit), values.flatten(), truth.flatten(), unit, (values - truth).flatten())
 
 
+def value_and_parameters(leaves: Mapping[str, Tensor]) -> list[str]:
+    """Names for a value and its derivatives by each number in some parameters."""
+    names = ["value"]
+    for name, leaf in leaves.items():
+        names += [f"d {name}"] if leaf.numel() == 1 else [f"d {name}[{at}]" for at in range(leaf.numel())]
+    return names
+
+
 def _worst(names: Sequence[str], values: Tensor, truth: Tensor, spread: Tensor, errors: Tensor) -> Measured:
     ratios = errors / spread
     worst = int(ratios.abs().argmax())  # nan counts as the largest
-    numbers = [part[worst].item() for part in (values, truth, spread, ratios)]
-    return Measured(names[worst], *numbers)
+    value, known, error, ratio = (float(part[worst]) for part in (values, truth, spread, ratios))
+    return Measured(names[worst], value, known, error, ratio)
