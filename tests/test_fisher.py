@@ -137,7 +137,7 @@ def test_scalar_latents_and_data_will_do():
             pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
 
     x = math.sqrt(2) * torch.randn(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # the guide must not draw the noise that made the data
     values = FisherAutoencoder().bound(model, guide, x)
     # The exact posterior: 1/2 E|d log p|^2 = 1/2 of 1 / 2.
     assert abs(values.mean() - 0.25) < 5 * values.std() / math.sqrt(len(x))
