@@ -13,7 +13,7 @@ from pvae.contexts import called_modules
 from pvae.nets import MLP, glorot
 from pvae.sites import LatentSite, as_batch, latent_sites
 
-__all__ = ["Encoder", "constrained", "free_shape", "read"]
+__all__ = ["Encoder", "constrained", "read"]
 
 
 class Encoder(nn.Module):
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """The latent sites of a model that a reparameterised guide can serve.
 
-    Raises: ValueError for discrete sites, and for sites in plates inside the data plate.
+    Raises: ValueError for discrete sites.
     """
     sites = latent_sites(model, example_batch)
     for site in sites:
@@ -85,17 +85,7 @@ def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...
                 f"site '{site.name}' is discrete, this guide serves continuous sites; for binary sites use "
                 "pvae.guides.Bernoulli, others sum out of the model"
             )
-        if site.plates:
-            raise ValueError(
-                f"site '{site.name}' lies in the plate '{site.plates[0].name}' inside the data plate; make that "
-                "plate's dim part of the event with to_event, or write its guide by hand"
-            )
     return sites
-
-
-def free_shape(site: LatentSite) -> torch.Size:
-    """The shape of one draw of the site once its support is mapped to the reals."""
-    return biject_to(site.support).inverse_shape(site.event_shape)
 
 
 def constrained(base: dist.TorchDistribution, support: constraints.Constraint) -> dist.TorchDistribution:

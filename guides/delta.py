@@ -9,7 +9,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pvae.guides.amortized import Encoder, free_shape, read
+from pvae.guides.amortized import Encoder, read
+from pvae.guides.placing import arrange, free_shape, in_plates, width
 
 __all__ = ["Delta"]
 
@@ -26,7 +27,7 @@ class Delta(nn.Module):
         hidden: widths of the default encoder's hidden layers (tanh).
         encoder: a net from the batch to features (B, F), used instead of the default.
 
-    Raises: ValueError for discrete sites, nested plates, or data of another shape than the example.
+    Raises: ValueError for discrete sites, or data of another shape than the example.
 
     Hinton and Salakhutdinov (2006).
     """
@@ -41,14 +42,15 @@ class Delta(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
-        self.widths = [free_shape(site).numel() for site in self.sites]
+        self.widths = [width(site) for site in self.sites]
         self.encoder = Encoder(example_batch, sum(self.widths), hidden, encoder)
 
     def forward(self, *batch: Tensor) -> None:
         """Place every latent site of the model, for each datum of the batch."""
         pyro.module("delta", self)
         parts = self.encoder(*batch).split(self.widths, -1)
-        with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
+        with in_plates(self.sites, len(batch[0])) as inside:
             for site, part in zip(self.sites, parts, strict=True):
-                z = biject_to(site.support)(part.unflatten(-1, free_shape(site)))
-                pyro.sample(site.name, dist.Delta(z, event_dim=z.dim() - 1))
+                z = biject_to(site.support)(arrange(site, part, free_shape(site)))
+                with inside(site):
+                    pyro.sample(site.name, dist.Delta(z, event_dim=len(site.event_shape)))

@@ -8,11 +8,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to
-from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import softplus
 
-from pvae.guides.amortized import Encoder, constrained, free_shape, read
+from pvae.guides.amortized import Encoder, read
+from pvae.guides.joint import sample_jointly
+from pvae.guides.placing import width
 
 __all__ = ["FullCovariance"]
 
@@ -20,8 +20,8 @@ __all__ = ["FullCovariance"]
 class FullCovariance(nn.Module):
     """One Gaussian over all latent sites: q(z | x) = N(z | loc(x), L(x) L(x)'), carried to each support.
 
-    The encoder gives loc and the lower triangle of L, whose diagonal is made positive. Several sites share one L:
-    with z = loc + L e, a site given the sites before it is Gaussian with loc + sum_j L_ij e_j and scale L_ii.
+    The encoder gives loc and the lower triangle of L, whose diagonal is made positive. All latent numbers of a datum,
+    of all sites and their plates inside the data plate, share one L.
 
     Args:
         model: any model within the contract; its latent sites are read from one run.
@@ -30,7 +30,7 @@ class FullCovariance(nn.Module):
         encoder: a net from the batch to features (B, F), used instead of the default.
         min_scale: floor on the diagonal of L.
 
-    Raises: ValueError for discrete sites, nested plates, or data of another shape than the example.
+    Raises: ValueError for discrete sites, or data of another shape than the example.
 
     Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
     """
@@ -47,31 +47,15 @@ class FullCovariance(nn.Module):
         super().__init__()
         self.sites = read(model, example_batch)
         self.min_scale = min_scale
-        self.dim = sum(free_shape(site).numel() for site in self.sites)
+        self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim + self.dim * (self.dim + 1) // 2, hidden, encoder)
 
     def forward(self, *batch: Tensor) -> None:
         """Sample every latent site of the model, for each datum of the batch."""
         pyro.module("full_covariance", self)
         loc, triangle = self.encoder(*batch).split([self.dim, self.dim * (self.dim + 1) // 2], -1)
-        factor = self._factor(triangle)
-        start, noise = 0, loc.new_zeros((*loc.shape[:-1], 0))
-        with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
-            for site in self.sites:
-                shape = free_shape(site)
-                stop = start + shape.numel()
-                mean = loc[..., start:stop] + (factor[..., start:stop, :start] @ noise[..., None])[..., 0]
-                block = factor[..., start:stop, start:stop]
-                base: dist.TorchDistribution = dist.MultivariateNormal(mean, scale_tril=block)
-                if len(shape) != 1:
-                    base = dist.TransformedDistribution(base, [ReshapeTransform(torch.Size([stop - start]), shape)])
-                z = pyro.sample(site.name, constrained(base, site.support))
-                if stop < self.dim:
-                    free = biject_to(site.support).inv(z)
-                    free = free.reshape(*free.shape[: free.dim() - len(shape)], stop - start)
-                    own = torch.linalg.solve_triangular(block, (free - mean)[..., None], upper=False)
-                    noise = torch.cat([noise.expand(*own.shape[:-2], start), own[..., 0]], -1)
-                start = stop
+        joint = dist.MultivariateNormal(loc, scale_tril=self._factor(triangle))
+        sample_jointly(self.sites, joint, len(batch[0]))
 
     def _factor(self, triangle: Tensor) -> Tensor:
         """The triangle's numbers (B, D (D + 1) / 2) as a Cholesky factor (B, D, D)."""

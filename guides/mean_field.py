@@ -9,7 +9,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.guides.amortized import Encoder, constrained, free_shape, read
+from pvae.guides.amortized import Encoder, constrained, read
+from pvae.guides.placing import arrange, free_shape, in_plates, width
 
 __all__ = ["MeanField"]
 
@@ -24,7 +25,7 @@ class MeanField(nn.Module):
         encoder: a net from the batch to features (B, F), used instead of the default.
         min_scale: floor on each scale.
 
-    Raises: ValueError for discrete sites, nested plates, or data of another shape than the example.
+    Raises: ValueError for discrete sites, or data of another shape than the example.
 
     Kingma and Welling (2014).
     """
@@ -41,15 +42,17 @@ class MeanField(nn.Module):
         super().__init__()
         self.sites = read(model, example_batch)
         self.min_scale = min_scale
-        self.widths = [2 * free_shape(site).numel() for site in self.sites]
+        self.widths = [2 * width(site) for site in self.sites]
         self.encoder = Encoder(example_batch, sum(self.widths), hidden, encoder)
 
     def forward(self, *batch: Tensor) -> None:
         """Sample every latent site of the model, for each datum of the batch."""
         pyro.module("mean_field", self)
         parts = self.encoder(*batch).split(self.widths, -1)
-        with pyro.plate(self.sites[0].data_plate.name, len(batch[0]), dim=self.sites[0].data_plate.dim):
+        with in_plates(self.sites, len(batch[0])) as inside:
             for site, part in zip(self.sites, parts, strict=True):
-                loc, raw = part.unflatten(-1, (2, *free_shape(site))).unbind(1)
-                base = dist.Normal(loc, self.min_scale + softplus(raw)).to_event(loc.dim() - 1)
-                pyro.sample(site.name, constrained(base, site.support))
+                shape = free_shape(site)
+                loc, raw = (arrange(site, each, shape) for each in part.chunk(2, -1))
+                base = dist.Normal(loc, self.min_scale + softplus(raw)).to_event(len(shape))
+                with inside(site):
+                    pyro.sample(site.name, constrained(base, site.support))
