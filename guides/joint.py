@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -30,7 +31,7 @@ def sample_jointly(sites: Sequence[LatentSite], joint: Any, num_data: int) -> No
         num_data: B.
     """
     with in_plates(sites, num_data) as inside:
-        if len(sites) == 1 and _is_plain(sites[0]) and isinstance(joint, dist.TorchDistribution):
+        if len(sites) == 1 and _is_plain(sites[0]) and isinstance(joint, TorchDistributionMixin):
             pyro.sample(sites[0].name, joint)
             return
         draw = _Draw(joint, sites)
