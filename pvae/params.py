@@ -18,7 +18,7 @@ from pvae.contexts import called_modules, running, seeded
 from pvae.settings import reach
 from pvae.store import owner_of, remembered
 
-__all__ = ["Parameters", "as_device", "find_parameters", "home", "settle"]
+__all__ = ["Parameters", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
 
 Batch = tuple[Tensor, ...]
 Stochastic = Callable[..., Any]
@@ -162,6 +162,25 @@ def settle(
         parameters.to(target)
         source.to(target)
     return parameters
+
+
+def frozen_modules(parameters: Parameters) -> tuple[nn.Module, ...]:
+    """The modules that stay as they are when the guide alone trains: the model's, and what else holds none of its own.
+
+    A module that the guide's leaves live in, or that is part of one, is the guide's.
+    """
+    own = {id(parameters.leaves[name]) for name in parameters.guide_only}
+    guides = {
+        id(part)
+        for module in parameters.modules
+        if any(id(leaf) in own for leaf in module.parameters()) and not _holds_others(module, own)
+        for part in module.modules()
+    }
+    return tuple(module for module in parameters.modules if id(module) not in guides)
+
+
+def _holds_others(module: nn.Module, own: set[int]) -> bool:
+    return any(leaf.requires_grad and id(leaf) not in own for leaf in module.parameters())
 
 
 def as_device(device: torch.device | str) -> torch.device:

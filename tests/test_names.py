@@ -9,7 +9,7 @@ from pvae.recipes import exported
 
 SIGNATURES = {
     pvae.fit: "model guide data * objective epochs steps batch_size lr optimizer schedule kl_schedule clip_norm ema "
-    "early_stopping inference_steps step_mode device seed out callbacks progress",
+    "early_stopping inference_steps train step_mode device seed out callbacks progress",
     pvae.log_marginal: "model guide data estimator * batch_size target_se max_samples device seed progress",
     pvae.log_weights: "model guide batch num_samples",
     pvae.check: "model guide batch objective",

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import pvae
 from pvae.checking import require
-from pvae.contexts import seeded
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
@@ -75,6 +75,7 @@ def fit(
     ema: float | None = None,
     early_stopping: int | None = None,
     inference_steps: int | Turns = 1,
+    train: Literal["both", "guide"] = "both",
     step_mode: StepMode = "auto",
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -106,6 +107,8 @@ def fit(
         early_stopping: epochs without a better validation bound to wait; the best weights are restored.
         inference_steps: train the guide alone on all but every n-th step; or `pvae.training.Alternating` turns of
             guide and model, or `pvae.training.Aggressive` ones, until the mutual information of x and z stops rising.
+        train: "guide" trains the guide's own parameters against the model as it is, whose nets stay in evaluation mode:
+            a better proposal for log p(x).
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
             "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
             be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
@@ -124,6 +127,8 @@ def fit(
     """
     _check_arguments(epochs, steps, lr, clip_norm, early_stopping, step_mode)
     turns = turns_for(inference_steps)
+    if train not in ("both", "guide") or (train == "guide" and type(turns) is not Turns):
+        raise ValueError(f"train must be 'both', or 'guide' without inference_steps, got {train!r}")
     _check_functions(objective, optimizer, schedule, kl_schedule)
     objective = ELBO() if objective is None else objective
     if not isinstance(objective, Objective) and (kl_schedule or step_mode not in ("auto", "eager")):
@@ -151,11 +156,11 @@ def fit(
         trained = parameters
         if isinstance(objective, Objective) and objective.gradient.baseline is not None:
             trained = parameters.joined_by("baseline", objective.gradient.baseline.to(parameters.device))
-        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, kl_schedule, total)
+        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
-        with seeded(seed, parameters.device), loop.gradients_put_back():
+        with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
             history, best_epoch = loop.run(source, valid, early_stopping, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         if folder:

@@ -20,7 +20,7 @@ from pvae.aggregate import information
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.objectives.objective import Objective
-from pvae.params import Parameters
+from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
 from pvae.training.ledger import Ledger
@@ -49,29 +49,30 @@ class Loop:
         step_mode: StepMode,
         clip_norm: float | None,
         turns: Turns,
+        train: Literal["both", "guide"],
         kl_schedule: Callable[[int], float] | None,
         total: int,
     ) -> None:
         self.model, self.guide, self.objective, self.parameters = model, guide, objective, parameters
         self.turns, self.kl_schedule, self.total = deepcopy(turns), kl_schedule, total
-        self.leaves = list(parameters.leaves.values())
+        own: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, leaf in parameters.leaves.items():
+            own[name in parameters.guide_only].append(leaf)
+        if not own[True] and (train == "guide" or type(turns) is not Turns):
+            raise ValueError(
+                f"{'train' if train == 'guide' else 'inference_steps'} asks to train the guide alone, and the guide "
+                "has no parameter that the model does not register too; register the guide's nets in the guide only"
+            )
+        self.leaves = own[True] if train == "guide" else list(parameters.leaves.values())
+        self.frozen = frozen_modules(parameters) if train == "guide" else ()
         self.step_count = 0
         self._seen: list[tuple[Tensor, ...]] = []
         self.ledger = Ledger(parameters.device)
         self.step = self._make_step(step_mode, self.leaves, clip_norm)
         self.steps: dict[Turn, Step] = {"both": self.step}
-        if type(turns) is Turns:
-            return
-        own: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, leaf in parameters.leaves.items():
-            own[name in parameters.guide_only].append(leaf)
-        if not own[True]:
-            raise ValueError(
-                "inference_steps trains the guide alone, and the guide has no parameter that the model does not "
-                "register too; register the guide's nets in the guide only, or leave inference_steps out"
-            )
-        self.steps["guide"] = self._make_step(step_mode, own[True], clip_norm)
-        self.steps["model"] = self._make_step(step_mode, own[False], clip_norm) if own[False] else self.step
+        if type(turns) is not Turns:
+            self.steps["guide"] = self._make_step(step_mode, own[True], clip_norm)
+            self.steps["model"] = self._make_step(step_mode, own[False], clip_norm) if own[False] else self.step
 
     def _make_step(self, step_mode: StepMode, leaves: list[Tensor], clip_norm: float | None) -> Step:
         objective = self.objective
@@ -198,7 +199,7 @@ class Loop:
         else:
             loss, norm, report = pulse.tolist()
             if not math.isfinite(loss + norm):
-                self._refuse(self.step_count, loss, norm, batch, gradients)
+                self._refuse(self.step_count, loss, norm, batch, step.leaves, gradients)
             self.ledger.note(loss, report, len(batch[0]))
             self.turns.note(loss)
             self.update(step.leaves, gradients)
@@ -225,12 +226,20 @@ class Loop:
         if bad is not None:
             # The weights are those of the step before, so its gradients can be had again.
             _, gradients = self._run(self.step, bad[-1], 1.0)
-            self._refuse(*bad, gradients)
+            self._refuse(*bad, self.leaves, gradients)
 
     def _refuse(
-        self, number: int, loss: float, norm: float, batch: tuple[Tensor, ...], gradients: Sequence[Tensor | None]
+        self,
+        number: int,
+        loss: float,
+        norm: float,
+        batch: tuple[Tensor, ...],
+        leaves: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
     ) -> None:
-        where = describe_nonfinite(self.model, self.guide, batch, self.parameters.leaves, gradients)
+        names = {id(leaf): name for name, leaf in self.parameters.leaves.items()}
+        moved = {names[id(leaf)]: leaf for leaf in leaves}
+        where = describe_nonfinite(self.model, self.guide, batch, moved, gradients)
         raise FloatingPointError(
             f"step {number}: loss {loss:.4g}, gradient norm {norm:.4g}; {where}. The weights of "
             f"step {number - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
