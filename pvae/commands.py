@@ -78,12 +78,15 @@ def objective_for(
 def estimator_for(name: str, num_samples: int | None) -> Any:
     """The estimator of that name, with its own defaults for what is None.
 
-    Raises: ValueError for an unknown name, or a number of particles for one that is exact.
+    Raises: ValueError for an unknown name, one that takes more than a number, or a number for one that is exact.
     """
     cls = recipes.pick("pvae.estimators", name)
+    takes = inspect.signature(cls).parameters
+    if needs := [option for option, parameter in takes.items() if parameter.default is parameter.empty]:
+        raise ValueError(f"the estimator {name} needs {needs[0]}, which no option gives; use it in Python")
     if num_samples is None:
         return cls()
-    if "num_samples" not in inspect.signature(cls).parameters:
+    if "num_samples" not in takes:
         raise ValueError(f"the estimator {name} draws nothing, got {num_samples} samples; leave samples out")
     return cls(num_samples)
 

@@ -4,6 +4,7 @@ from pvae.estimators.annealed import AnnealedImportanceSampling as AnnealedImpor
 from pvae.estimators.bidirectional import BidirectionalMonteCarlo as BidirectionalMonteCarlo
 from pvae.estimators.defensive import DefensiveMixture as DefensiveMixture
 from pvae.estimators.enumeration import Enumeration as Enumeration
+from pvae.estimators.guide_mixture import GuideMixture as GuideMixture
 from pvae.estimators.importance import ImportanceSampling as ImportanceSampling
 from pvae.estimators.importance import PriorSampling as PriorSampling
 from pvae.estimators.jackknife import Jackknife as Jackknife

@@ -12,6 +12,7 @@ from pvae.estimators import (
     AnnealedImportanceSampling,
     DefensiveMixture,
     Enumeration,
+    GuideMixture,
     ImportanceSampling,
     Jackknife,
     PriorSampling,
@@ -55,6 +56,8 @@ def _by_draws(known: Truth, num_samples: int) -> dict[str, Estimator]:
         "Jackknife(order=1)": Jackknife(num_samples, order=1, **eager),
         "Jackknife(order=2)": Jackknife(num_samples, order=2, **eager),
     }
+    if known.exact_guide is not None:
+        found["GuideMixture(2)"] = GuideMixture([known.exact_guide], num_samples, **eager)
     if known.latent == "continuous":
         found[f"AnnealedImportanceSampling({_CHAINS})"] = AnnealedImportanceSampling(
             _CHAINS, num_temperatures=_TEMPERATURES, num_leapfrog=3, step_mode="traced"

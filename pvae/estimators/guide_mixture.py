@@ -1,0 +1,118 @@
+"""Importance sampling from several guides of one model as one mixture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pvae.contexts import evaluation
+from pvae.estimators.chunks import Chunks, StepMode, check_chunks
+from pvae.estimators.importance import require_density
+from pvae.estimators.stream import Estimate, WeightStream, estimate_from
+from pvae.layout import read_layout
+from pvae.params import Parameters
+from pvae.runs import Layout, run_pair
+from pvae.sites import Batch
+
+__all__ = ["GuideMixture"]
+
+
+class GuideMixture:
+    """Proposals from m(z) = 1/M sum_m q_m(z | x), the guide's and its companions': log 1/K sum_k p(x, z_k) / m(z_k).
+
+    Each guide gives the same number of draws, up to one, and every draw is weighed by the whole mixture (the balance
+    heuristic): what one guide misses another may cover. Low in expectation. Every guide is asked for the density of
+    every draw, so a draw costs M times as much guide.
+
+    The Monte-Carlo error counts the scatter within each guide's draws; ESS and k-hat are those of all K weights.
+
+    Args:
+        others: the guides beside the one that `log_marginal` is given.
+        num_samples: K, at least one draw per guide, honoured exactly.
+        chunk_size: as in `ImportanceSampling`, for each guide.
+        step_mode: as in `ImportanceSampling`.
+
+    Raises: ValueError without another guide, for too few draws, and as `ImportanceSampling`.
+
+    Veach and Guibas (1995), Optimally combining sampling techniques; Owen and Zhou (2000).
+    """
+
+    bound = "lower"
+    averages_weights = True
+
+    def __init__(
+        self,
+        others: Sequence[Any],
+        num_samples: int = 1000,
+        *,
+        chunk_size: int | None = None,
+        step_mode: StepMode = "auto",
+    ) -> None:
+        check_chunks(num_samples, chunk_size, step_mode)
+        if not others or not all(map(callable, others)):
+            raise ValueError(f"others must be guides of the same model, got {others!r}; give a list of at least one")
+        if num_samples < len(others) + 1:
+            raise ValueError(f"{len(others) + 1} guides need as many draws, got num_samples {num_samples}")
+        self.others, self.num_samples = tuple(others), num_samples
+        self.chunk_size, self.step_mode = chunk_size, step_mode
+
+    def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
+        """An estimate of log p(x) per datum, (B,), for one batch after another.
+
+        Call both under `no_grad`, in a param store of the pair's, its modules in evaluation mode.
+        """
+        guides = (guide, *self.others)
+        for other in self.others:
+            if isinstance(other, nn.Module):
+                other.to(parameters.device)
+        counts = [len(range(first, self.num_samples, len(guides))) for first in range(len(guides))]
+        shares = [count / self.num_samples for count in counts]
+        strata = [
+            Chunks(
+                _FromOne(model, guides, shares, index), count, self.chunk_size, self.step_mode, parameters, num_batches
+            )
+            for index, count in enumerate(counts)
+        ]
+        modules = [part for other in self.others if isinstance(other, nn.Module) for part in other.modules()]
+
+        def estimate(batch: Batch) -> Estimate:
+            streams = [WeightStream(count, tail_of=self.num_samples) for count in counts]
+            with evaluation(modules):
+                for chunks, stream in zip(strata, streams, strict=True):
+                    chunks(batch, stream.update)
+            return estimate_from(streams)
+
+        return estimate
+
+
+class _FromOne:
+    """Draws from one of the guides, weighed by the mixture of all."""
+
+    def __init__(self, model: Any, guides: Sequence[Any], shares: Sequence[float], index: int) -> None:
+        self.model, self.guides, self.shares, self.index = model, guides, shares, index
+        self._layouts: dict[tuple[int, int], list[Layout]] = {}
+
+    def layout(self, batch: Batch, num_samples: int) -> Layout:
+        """How to run the pair of the guide that draws with that many particles."""
+        layouts = [read_layout(self.model, guide, batch, num_samples) for guide in self.guides]
+        self._layouts[len(batch[0]), num_samples] = layouts
+        return layouts[self.index]
+
+    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+        """Log weights of fresh draws, (num_samples, B)."""
+        run = run_pair(self.model, self.guides[self.index], batch, num_samples, layout)
+        require_density(run)
+        own = run.log_weights()
+        log_guides = []
+        for index, guide in enumerate(self.guides):
+            log_guide = own.log_guide
+            if index != self.index:
+                other = self._layouts[len(batch[0]), num_samples][index]
+                there = run_pair(self.model, guide, batch, num_samples, other, given=run.latents)
+                log_guide = there.log_weights().log_guide
+            log_guides.append(math.log(self.shares[index]) + log_guide)
+        return own.log_likelihood + own.log_prior - torch.stack(log_guides).logsumexp(0)
