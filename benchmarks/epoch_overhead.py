@@ -20,6 +20,7 @@ from pvae.params import settle
 from pvae.progress import Progress
 from pvae.store import private_store
 from pvae.training.loop import Loop
+from pvae.training.turns import Turns
 
 
 def measure(smoke: bool = False) -> Rows:
@@ -37,7 +38,7 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
     with private_store(model, guide), seeded(0), Progress(False) as bar:
         parameters = settle(model, guide, source, None)
         require(model, guide, source.example(), ELBO())
-        loop = Loop(model, guide, ELBO(), parameters, "traced", None, 1, None, total=(epochs + 1) * steps)
+        loop = Loop(model, guide, ELBO(), parameters, "traced", None, Turns(), "both", None, total=(epochs + 1) * steps)
         loop.prepare(None, 1e-3, None, None)
         batch = source.example()
         of_epoch: list[float] = []
