@@ -83,7 +83,8 @@ def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...
         if site.support.is_discrete:
             raise ValueError(
                 f"site '{site.name}' is discrete, this guide serves continuous sites; for binary sites use "
-                "pvae.guides.Bernoulli, others sum out of the model"
+                "pvae.guides.Bernoulli, for others Categorical, for several kinds Mixed; or have it summed out: "
+                "infer={'enumerate': 'parallel'}"
             )
     return sites
 

@@ -1,22 +1,27 @@
-"""The mean-field Gaussian guide."""
+"""The mean-field guide: independent latents, Gaussian or of another family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro
-import pyro.distributions as dist
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from pvae.guides.amortized import Encoder, constrained, read
-from pvae.guides.placing import arrange, free_shape, in_plates, width
+from pvae.guides.amortized import Encoder, read
+from pvae.guides.families import NORMAL, Family
+from pvae.guides.matching import at_site, match, num_outputs
+from pvae.guides.placing import in_plates
+from pvae.sites import LatentSite
 
-__all__ = ["MeanField"]
+__all__ = ["MeanField", "sample_independently"]
 
 
 class MeanField(nn.Module):
     """Independent Gaussians: q(z | x) = prod_d N(z_d | loc_d(x), scale_d(x)^2) carried to each site's support.
+
+    Or independent latents of another family, q(z | x) = prod_d f(z_d | numbers_d(x)), by name: used as it is where it
+    lives on the site's support (shifted or stretched to its ends), else carried there by a bijection if its tails allow
+    it. `pvae.guides.families.table()` lists them all.
 
     Args:
         model: any model within the contract; its latent sites are read from one run.
@@ -24,10 +29,16 @@ class MeanField(nn.Module):
         hidden: widths of the default encoder's hidden layers (tanh).
         encoder: a net from the batch to features (B, F), used instead of the default.
         min_scale: floor on each scale.
+        family: a name such as "laplace" for every site, or names by site, {"rate": "gamma"}; other sites are normal.
+            "uniform", "triangular", "pareto" and "reciprocal" have ends of their own and leave part of a posterior out:
+            their ELBO is a bound as any, but what it lacks to log p(x) no number of samples closes. Estimate log p(x)
+            with `DefensiveMixture`, or with a family that covers the site.
 
-    Raises: ValueError for discrete sites, or data of another shape than the example.
+    Raises: ValueError for discrete sites, data of another shape than the example, an unknown family, or one that does
+        not fit its site's support.
 
-    Kingma and Welling (2014).
+    Kingma and Welling (2014); families: section 2.4 there, and Figurnov, Mohamed and Mnih (2018), Implicit
+    Reparameterization Gradients.
     """
 
     def __init__(
@@ -38,21 +49,36 @@ class MeanField(nn.Module):
         hidden: Sequence[int] = (200, 200),
         encoder: Callable[..., Tensor] | None = None,
         min_scale: float = 1e-4,
+        family: str | Mapping[str, str] = "normal",
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
         self.min_scale = min_scale
-        self.widths = [2 * width(site) for site in self.sites]
-        self.encoder = Encoder(example_batch, sum(self.widths), hidden, encoder)
+        self.families = match(self.sites, family)
+        count = sum(map(num_outputs, self.sites, self.families))
+        self.encoder = Encoder(example_batch, count, hidden, encoder)
 
     def forward(self, *batch: Tensor) -> None:
         """Sample every latent site of the model, for each datum of the batch."""
         pyro.module("mean_field", self)
-        parts = self.encoder(*batch).split(self.widths, -1)
-        with in_plates(self.sites, len(batch[0])) as inside:
-            for site, part in zip(self.sites, parts, strict=True):
-                shape = free_shape(site)
-                loc, raw = (arrange(site, each, shape) for each in part.chunk(2, -1))
-                base = dist.Normal(loc, self.min_scale + softplus(raw)).to_event(len(shape))
-                with inside(site):
-                    pyro.sample(site.name, constrained(base, site.support))
+        sample_independently(self.sites, self.encoder(*batch), self.min_scale, self.families)
+
+
+def sample_independently(
+    sites: Sequence[LatentSite], numbers: Tensor, min_scale: float, families: Sequence[Family] | None = None
+) -> None:
+    """Sample all `sites` from independent latents: Gaussians carried to their supports, or of other families.
+
+    Args:
+        sites: the latent sites, in the order of the model.
+        numbers: for each site in turn its family's numbers, each for all latents, side by side, (B, n): of Gaussians
+            all locs, then all raw scales.
+        min_scale: floor on each scale.
+        families: that of each site; Gaussian by default.
+    """
+    families = (NORMAL,) * len(sites) if families is None else families
+    parts = numbers.split([*map(num_outputs, sites, families)], -1)
+    with in_plates(sites, len(numbers)) as inside:
+        for site, family, part in zip(sites, families, parts, strict=True):
+            with inside(site):
+                pyro.sample(site.name, at_site(site, family, part, min_scale))

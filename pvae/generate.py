@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
+from pvae.layout import read_layout
 from pvae.params import settle
-from pvae.runs import Layout, run_pair
+from pvae.runs import run_pair
 from pvae.sites import Site, random_sites
 from pvae.store import private_store
 from pvae.weights import check_num_samples
@@ -72,7 +73,10 @@ def reconstruct(
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
-            run = run_pair(model, guide, source.example(), 1, Layout(nesting=1, vectorizes=True))
+            layout = read_layout(model, guide, source.example(), 1)
+            run = run_pair(model, guide, source.example(), 1, layout)
+            if summed := run.draw_summed():
+                run = run_pair(model, guide, source.example(), 1, layout, given=run.latents | summed)
             return {
                 name: _mean(site) if mean else site["fn"].sample()
                 for name, site in run.model.items()
@@ -95,7 +99,7 @@ def encode(
         with seeded(seed, parameters.device), evaluation(parameters.modules):
             if num_samples is None:
                 sites = random_sites(poutine.trace(guide).get_trace(*source.example()))
-                return {name: _mean(site) for name, site in sites.items()}
+                return {name: _mean(site) for name, site in sites.items() if not site["is_observed"]}
             draws = [random_sites(poutine.trace(guide).get_trace(*source.example())) for _ in range(num_samples)]
     return {name: torch.stack([sites[name]["value"] for sites in draws]) for name in draws[0]}
 

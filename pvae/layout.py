@@ -8,7 +8,8 @@ import torch
 
 from pvae.contexts import called_modules, seeded
 from pvae.runs import Layout, PairRun, Stochastic, place_of, run_pair, trace_pair
-from pvae.sites import Batch, Site, data_plate, plate_nesting, random_sites
+from pvae.sites import Batch, Site, data_plate, is_enumerated, plate_nesting, random_sites
+from pvae.states import States
 
 __all__ = ["read_layout"]
 
@@ -35,9 +36,22 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
                 if not site["is_observed"]
             },
         )
-        if num_samples == 1:
+        guide_sites, model_sites = map(random_sites, traces)
+        layout = replace(layout, summed=_summed(guide_sites, model_sites, layout))
+        if num_samples == 1 and layout.summed is None:
             return layout
         return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
+
+
+def _summed(guide: dict[str, Site], model: dict[str, Site], layout: Layout) -> States | None:
+    """The states of the model's sites that are annotated to be enumerated and that the guide lacks."""
+    sites = {
+        name: site
+        for name, site in model.items()
+        if is_enumerated(site) and not site["is_observed"] and name not in guide
+    }
+    shapes = {name: layout.collect(name, site["value"], 1).shape[2:] for name, site in sites.items()}
+    return States(sites, shapes) if sites else None
 
 
 def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
@@ -51,7 +65,10 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layou
     if any(site["value"].dim() - layout.nesting - site["fn"].event_dim < 1 for site in _latent(wide).values()):
         return False
     try:
-        given = {name: layout.collect(name, site["value"], num_samples) for name, site in _latent(wide).items()}
+        auxiliary = {name: site for name, site in wide.guide.items() if name not in wide.model}
+        given = wide.latents | {
+            name: layout.collect(name, site["value"], num_samples) for name, site in auxiliary.items()
+        }
         in_copies = replace(layout, vectorizes=False)
         copied = run_pair(model, guide, batch, num_samples, in_copies, given=given).log_weights()
     except Exception:  # then the copies are no way out

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.marginal import draw_state, repeated, sum_out
 from pvae.sites import Batch, Plate, Site, data_plate, plates_of, random_sites
+from pvae.states import States
 
 __all__ = ["Layout", "LogWeights", "PairRun", "Place", "place_of", "run_pair", "trace_pair", "unmatched_sites"]
 
@@ -59,13 +61,20 @@ class Layout:
     `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
     `data_plates` names the plates over the data, of guide and model, which may have to hold those copies;
-    `places` says for each latent site where its dims are.
+    `places` says for each latent site where its dims are. `summed` holds the states of the model's latents that are
+    summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks.
     """
 
     nesting: int
     vectorizes: bool
     data_plates: frozenset[str] = frozenset()
     places: Mapping[str, Place] = field(default_factory=dict)
+    summed: States | None = None
+
+    def states_besides(self, names: Collection[str]) -> States | None:
+        """The joint states to sum over where the values of some sites are given; None if there are none."""
+        rest = None if self.summed is None else self.summed.besides(names)
+        return rest if rest is not None and rest.tables else None
 
     def arrange(self, name: str, value: Tensor) -> Tensor:
         """A latent value (K, B, ...) in the shape that the site has in a run with this layout."""
@@ -96,7 +105,10 @@ class PairRun:
     `batch` is what it ran on, `num_data` its B, `num_total` the N that a subsampling plate over the data stands for (B
     for a plain plate).
     Of a split run, `drawn` holds the guide's draws with their history, in the order they were drawn; the values in
-    the sites are leaves of their own.
+    the sites are leaves of their own. `reverse` holds the guide's sites marked `extends_model`, each -log r of
+    auxiliary draws that the model knows nothing of: the weights are those of the model times r, so log r counts with
+    the prior.
+    Where sites are summed out, the model ran on every draw at each of their joint `states`, one state after the other.
     """
 
     batch: Batch
@@ -109,15 +121,39 @@ class PairRun:
     guide_plate: Plate | None
     model_plate: Plate
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    states: States | None = None
+    reverse: dict[str, Site] = field(default_factory=dict)
 
     @property
     def latents(self) -> dict[str, Tensor]:
-        """The draws of the model's latent sites by name, (K, B, ...)."""
+        """The draws of the model's latent sites by name, (K, B, ...), without those that are summed out."""
         return {
-            name: self.layout.collect(name, site["value"], self.num_samples)
+            name: self.layout.collect(name, site["value"], self.num_samples * self._num_states)[: self.num_samples]
             for name, site in self.model.items()
-            if not site["is_observed"]
+            if not site["is_observed"] and (self.states is None or name not in self.states.tables)
         }
+
+    @property
+    def _num_states(self) -> int:
+        return 1 if self.states is None else self.states.count
+
+    def require_all_drawn(self, what: str) -> None:
+        """Raise ValueError if sites are summed out, for `what` looks at one site after the other."""
+        if self.states is not None:
+            raise ValueError(
+                f"{what} is taken site by site, and {sorted(self.states.tables)} are summed out; use ELBO() with its "
+                "sampled KL, or a guide that draws them"
+            )
+
+    def draw_summed(self) -> dict[str, Tensor]:
+        """Draws of the sites that are summed out from p(y | x, z) at each draw z, (K, B, ...)."""
+        if self.states is None:
+            return {}
+        log_likelihood, log_prior = self._of_model(_log_prob)
+        index = draw_state(log_likelihood + log_prior, self.states.count)
+        values = self.states.values(torch.arange(self.states.count, device=index.device), self.num_data)
+        columns = torch.arange(self.num_data, device=index.device)
+        return {name: value[index, columns] for name, value in values.items()}
 
     def log_weights(self) -> LogWeights:
         """Unscaled weights: no plate scale, no `poutine.scale` and no subsampling mask takes part."""
@@ -125,8 +161,20 @@ class PairRun:
         return self._collect(*(partial(_log_prob, shared_mask=mask) for mask in masks))
 
     def scaled_log_weights(self) -> LogWeights:
-        """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out."""
-        return self._collect(self._scaled, self._scaled)
+        """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out.
+
+        Where sites are summed out, a number that scales all sites of the model scales the logarithm of the sum.
+        """
+        if self.states is None:
+            return self._collect(self._scaled, self._scaled)
+        scales = {site["scale"] / self._plate_scale() for site in self.model.values()}
+        shared = scales.pop() if len(scales) == 1 else 1.0
+
+        def unshared(site: Site) -> Tensor:
+            return self._scaled(site) / shared
+
+        parts = self._collect(unshared, unshared)
+        return LogWeights(shared * parts.log_likelihood, shared * parts.log_prior, shared * parts.log_guide)
 
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
@@ -146,7 +194,10 @@ class PairRun:
         """KL(q(z | x) || p(z)) of each latent site, (K, B): log q - log p at the draws, or in closed form.
 
         A site for which torch knows no closed form contributes its sampled one, as in `TraceMeanField_ELBO`.
+
+        Raises: ValueError if sites are summed out.
         """
+        self.require_all_drawn("the KL")
         return {
             name: self._sum([self._kl_term(name, site, analytic)], self.guide_plate) for name, site in self._kl_sites()
         }
@@ -154,7 +205,7 @@ class PairRun:
     def _kl_sites(self) -> list[tuple[str, Site]]:
         """The guide's sites, or without a guide the model's own latent ones."""
         if self.guide:
-            return list(self.guide.items())
+            return [*self.guide.items(), *self.reverse.items()]
         return [(name, site) for name, site in self.model.items() if not site["is_observed"]]
 
     def _kl_term(self, name: str, site: Site, analytic: bool) -> Tensor:
@@ -173,19 +224,30 @@ class PairRun:
         return scale_and_mask(_log_prob(site), site["scale"] / self._plate_scale())
 
     def _collect(self, of_model: Callable[[Site], Tensor], of_guide: Callable[[Site], Tensor]) -> LogWeights:
-        prior: list[Tensor] = []
-        likelihood: list[Tensor] = []
-        for site in self.model.values():
-            (likelihood if site["is_observed"] else prior).append(of_model(site))
-        log_prior = self._sum(prior, self.model_plate)
+        log_likelihood, log_prior = self._of_model(of_model)
+        if self.states is not None:
+            log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
         if self.guide_plate is None:
             log_guide = log_prior
         else:
             log_guide = self._sum([of_guide(site) for site in self.guide.values()], self.guide_plate)
-        return LogWeights(self._sum(likelihood, self.model_plate), log_prior, log_guide)
+        if self.reverse:
+            log_prior = log_prior - self._sum([of_guide(site) for site in self.reverse.values()], self.guide_plate)
+        return LogWeights(log_likelihood, log_prior, log_guide)
 
-    def _sum(self, log_probs: list[Tensor], plate: Plate | None) -> Tensor:
-        """Sum sites, and within a site every plate but particles and data: (K, B)."""
+    def _of_model(self, of_site: Callable[[Site], Tensor]) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
+        prior: list[Tensor] = []
+        likelihood: list[Tensor] = []
+        for site in self.model.values():
+            (likelihood if site["is_observed"] else prior).append(of_site(site))
+        return (
+            self._sum(likelihood, self.model_plate, self._num_states),
+            self._sum(prior, self.model_plate, self._num_states),
+        )
+
+    def _sum(self, log_probs: list[Tensor], plate: Plate | None, num_states: int = 1) -> Tensor:
+        """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""
         device = next(iter(self.model.values()))["value"].device
         total = torch.zeros((), device=device)
         for log_prob in log_probs:
@@ -193,7 +255,7 @@ class PairRun:
             full = log_prob.reshape((1,) * lead + log_prob.shape) if lead > 0 else log_prob
             inner = [dim for dim in range(-self.layout.nesting, 0) if plate is None or dim != plate.dim]
             total = total + (full.sum(inner) if inner else full).reshape(-1, self.num_data)
-        return total.expand(self.num_samples, self.num_data)
+        return total.expand(num_states * self.num_samples, self.num_data)
 
 
 def run_pair(
@@ -219,44 +281,59 @@ def run_pair(
 
     Raises: ValueError if a site lies outside the data plate.
     """
-    data, num_data = batch, len(batch[0])
+    given = given or {}
     drawn: dict[str, Tensor] = {}
-    with ExitStack() as handlers:
-        if given is not None:
-            handlers.enter_context(_Given({name: layout.arrange(name, value) for name, value in given.items()}))
-        if num_samples > 1 and layout.vectorizes:
-            handlers.enter_context(pyro.plate(_PARTICLES, num_samples, dim=-1 - layout.nesting))
-        elif num_samples > 1:
-            handlers.enter_context(_InOrder(layout.data_plates))
-            batch = _copies(batch, num_samples)
-        guide_trace, model_trace = trace_pair(model, guide, batch, _Split(drawn) if split else None)
-    rows = num_data if layout.vectorizes else num_data * num_samples
+    states = layout.states_besides(given)
+    with _particles(batch, num_samples, layout, given) as rows:
+        guide_trace = trace_guide(guide, rows, _Split(drawn) if split else None)
+        if guide is None or states is None:
+            model_trace = trace_model(model, guide_trace, rows)
+    model_rows = rows
+    if states is not None:
+        proposed = model_trace if guide is None else guide_trace
+        latents = {
+            name: layout.collect(name, site["value"], num_samples)
+            for name, site in random_sites(proposed).items()
+            if not site["is_observed"] and name not in states.tables and not site["infer"].get("is_auxiliary")
+        }
+        values = repeated({**given, **latents}, states, num_samples, batch)
+        with _particles(batch, num_samples * states.count, layout, values) as model_rows:
+            model_trace = trace_model(model, proposed, model_rows)
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
-    missing, extra = unmatched_sites(guide_sites, model_sites)
+    missing, extra = unmatched_sites(guide_sites, model_sites, () if layout.summed is None else layout.summed.tables)
     if guide is not None and (missing or extra):
         raise ValueError(
             f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
             "sample exactly the model's latent sites in the guide"
         )
-    model_plate = data_plate(model_trace, rows, besides=_PARTICLES)
+    model_plate = data_plate(model_trace, len(model_rows[0]), besides=_PARTICLES)
+    reverse = {name: guide_sites.pop(name) for name in list(guide_sites) if _extends_model(guide_sites[name])}
     return PairRun(
-        batch=data,
+        batch=batch,
         guide=guide_sites,
         model=model_sites,
         num_samples=num_samples,
-        num_data=num_data,
-        num_total=_subsampled_from(model_trace, model_plate) or num_data,
+        num_data=len(batch[0]),
+        num_total=_subsampled_from(model_trace, model_plate) or len(batch[0]),
         layout=layout,
-        guide_plate=data_plate(guide_trace, rows, besides=_PARTICLES) if guide_sites else None,
+        guide_plate=data_plate(guide_trace, len(rows[0]), besides=_PARTICLES) if guide_sites else None,
         model_plate=model_plate,
         drawn=drawn,
+        states=states,
+        reverse=reverse,
     )
 
 
-def unmatched_sites(guide: dict[str, Site], model: dict[str, Site]) -> tuple[list[str], list[str]]:
-    """Latent sites that the guide lacks, and guide sites that the model does not have as latents."""
+def _extends_model(site: Site) -> bool:
+    return bool((site["infer"] or {}).get("extends_model"))
+
+
+def unmatched_sites(
+    guide: dict[str, Site], model: dict[str, Site], summed: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Latent sites that the guide lacks, `summed` ones aside, and guide sites that are no latents of the model."""
     latent = {name for name, site in model.items() if not site["is_observed"]}
-    missing = [name for name in model if name in latent and name not in guide]
+    missing = [name for name in model if name in latent and name not in guide and name not in summed]
     extra = [name for name, site in guide.items() if name not in latent and not site["infer"].get("is_auxiliary")]
     return missing, extra
 
@@ -265,10 +342,33 @@ def trace_pair(
     model: Stochastic, guide: Stochastic | None, batch: Batch, around_guide: Messenger | None = None
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The trace of the guide, and that of the model on the guide's draws."""
-    with around_guide or ExitStack():
-        guide_trace = poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
-    return guide_trace, model_trace
+    guide_trace = trace_guide(guide, batch, around_guide)
+    return guide_trace, trace_model(model, guide_trace, batch)
+
+
+def trace_guide(guide: Stochastic | None, batch: Batch, around: Messenger | None = None) -> poutine.Trace:
+    """The trace of the guide; an empty one without a guide."""
+    with around or ExitStack():
+        return poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
+
+
+def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch) -> poutine.Trace:
+    """The trace of the model on the guide's draws."""
+    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+
+
+@contextmanager
+def _particles(batch: Batch, num_samples: int, layout: Layout, given: Mapping[str, Tensor]) -> Iterator[Batch]:
+    """Run what is inside with K particles, at given values of some sites; gives the batch to run it on."""
+    with ExitStack() as handlers:
+        if given:
+            handlers.enter_context(_Given({name: layout.arrange(name, value) for name, value in given.items()}))
+        if num_samples > 1 and layout.vectorizes:
+            handlers.enter_context(pyro.plate(_PARTICLES, num_samples, dim=-1 - layout.nesting))
+        elif num_samples > 1:
+            handlers.enter_context(_InOrder(layout.data_plates))
+            batch = _copies(batch, num_samples)
+        yield batch
 
 
 def place_of(site: Site, plate: Plate) -> Place:
@@ -318,9 +418,10 @@ class _Split(Messenger):
 
 
 class _InOrder(Messenger):
-    """Give a subsampling plate over the data its batch in order, for it would refuse to hold more copies than data.
+    """Give a plate over the data its batch in order, whatever it would draw or take over from another run.
 
-    The batch is the subsample already, so no index is needed.
+    The batch is the subsample already, so no index is needed, and a subsampling plate would refuse to hold more copies
+    than data.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -329,8 +430,9 @@ class _InOrder(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if isinstance(fn, _Subsample) and fn.subsample_size is not None and msg["name"] in self.names:
-            msg["value"] = torch.arange(fn.subsample_size, device=fn.device)
+        if isinstance(fn, _Subsample) and msg["name"] in self.names:
+            size = fn.size if fn.subsample_size is None else fn.subsample_size
+            msg["value"] = torch.arange(size, device=fn.device)
 
 
 def _shared_mask(sites: dict[str, Site]) -> Any:

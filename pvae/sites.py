@@ -15,7 +15,16 @@ from torch.distributions import constraints
 from pvae.contexts import called_modules, running, seeded
 from pvae.store import private_store
 
-__all__ = ["LatentSite", "Plate", "base_of", "data_plate", "latent_sites", "plate_nesting", "random_sites"]
+__all__ = [
+    "LatentSite",
+    "Plate",
+    "base_of",
+    "data_plate",
+    "is_enumerated",
+    "latent_sites",
+    "plate_nesting",
+    "random_sites",
+]
 
 Batch = tuple[Tensor, ...]
 Site = Any
@@ -59,6 +68,11 @@ def random_sites(trace: poutine.Trace) -> dict[str, Site]:
         and not isinstance(site["fn"], _Subsample)
         and not (site["infer"] or {}).get("_deterministic")
     }
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site is annotated to be summed out, as by `pyro.infer.config_enumerate`."""
+    return (site["infer"] or {}).get("enumerate") is not None
 
 
 def base_of(distribution: Any) -> Any:
@@ -109,6 +123,8 @@ def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
 def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """Read the latent sites of `model` from one run on `batch`; nothing of the model changes.
 
+    Sites annotated with infer={"enumerate": "parallel"} are left out: no guide draws what is summed out.
+
     Raises: ValueError if the model cannot run, or breaks the contract (no data plate, no latent site).
     """
     arguments = as_batch(batch)
@@ -133,7 +149,7 @@ def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) 
             data,
         )
         for name, site in random_sites(trace).items()
-        if not site["is_observed"]
+        if not site["is_observed"] and not is_enumerated(site)
     )
     if not sites:
         raise ValueError("the model has no latent site, so a guide has nothing to infer; use an empty guide")

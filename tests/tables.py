@@ -4,12 +4,36 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pvae.guides import Bernoulli, Delta, Exact, FullCovariance, MeanField
-from pvae.models import VAE, LinearGaussian, SigmoidBeliefNet
-from pvae.models.likelihoods import Categorical, Gaussian
+from pvae.guides import (
+    IAF,
+    Auxiliary,
+    Bernoulli,
+    BottomUp,
+    Categorical,
+    CouplingFlow,
+    Delta,
+    Exact,
+    FullCovariance,
+    Ladder,
+    Local,
+    LowRank,
+    MeanField,
+    Mixed,
+    Mixture,
+    PlanarFlow,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    SemiAmortized,
+    SplineFlow,
+    TopDown,
+)
+from pvae.models import VAE, LinearGaussian, SigmoidBeliefNet, likelihoods
+from pvae.models.likelihoods import Gaussian
 from pvae.nets import MLP, ConvDecoder
 from pvae.objectives import (
     CIWAE,
@@ -47,6 +71,17 @@ def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None) -> VAE:
     return VAE(shape, 2, likelihood=likelihood, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
 
 
+class OneHotPrior(nn.Module):
+    """p(z) over one-hot vectors of 3 entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.5, 0.0, -0.5]))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.OneHotCategorical(logits=self.logits)
+
+
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
     "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "SigmoidBeliefNet": (lambda: SigmoidBeliefNet((1, 4, 4), (3, 2)), lambda: binary(1, 4, 4)),
@@ -58,21 +93,50 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
     "VAE, fixed Gaussian": (lambda: vae((4,), Gaussian(0.5)), lambda: real(4)),
     "VAE, shared Gaussian": (lambda: vae((4,), Gaussian("shared")), lambda: real(4)),
     "VAE, learned Gaussian": (lambda: vae((4,), Gaussian("learned")), lambda: real(4)),
-    "VAE, categorical": (lambda: vae((4,), Categorical(3)), lambda: categories(4)),
+    "VAE, categorical": (lambda: vae((4,), likelihoods.Categorical(3)), lambda: categories(4)),
+    "VAE, one-hot prior": (
+        lambda: VAE((1, 4, 4), 3, prior=OneHotPrior(), decoder=MLP(3, (5,), (1, 4, 4))),
+        lambda: binary(1, 4, 4),
+    ),
 }
 
 GUIDES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "Auxiliary": lambda model, x: Auxiliary(model, x, hidden=(5,), auxiliary_dim=2),
     "Bernoulli": lambda model, x: Bernoulli(model, x, hidden=(5,)),
+    "BottomUp": lambda model, x: BottomUp(model, x, hidden=(5,)),
+    "Categorical": lambda model, x: Categorical(model, x, hidden=(5,)),
+    "CouplingFlow": lambda model, x: CouplingFlow(model, x, hidden=(5,), length=2, step_hidden=(6,), context=3),
     "Delta": lambda model, x: Delta(model, x, hidden=(5,)),
     "Exact": lambda model, x: Exact(model),
     "FullCovariance": lambda model, x: FullCovariance(model, x, hidden=(5,)),
+    "IAF": lambda model, x: IAF(model, x, hidden=(5,), step_hidden=(6,), context=3),
+    "Ladder": lambda model, x: Ladder(model, x, hidden=(5,)),
+    "Local": lambda model, x: Local(model, x),
+    "LowRank": lambda model, x: LowRank(model, x, hidden=(5,)),
     "MeanField": lambda model, x: MeanField(model, x, hidden=(5,)),
+    "Mixed": lambda model, x: Mixed(model, x, hidden=(5,)),
+    "Mixture": lambda model, x: Mixture(model, x, hidden=(5,), num_components=3),
+    "PlanarFlow": lambda model, x: PlanarFlow(model, x, hidden=(5,), length=3),
+    "RelaxedBernoulli": lambda model, x: RelaxedBernoulli(model, x, hidden=(5,)),
+    "RelaxedCategorical": lambda model, x: RelaxedCategorical(model, x, hidden=(5,)),
+    "SemiAmortized": lambda model, x: SemiAmortized(model, x, hidden=(5,), num_steps=2, num_samples=2),
+    "SplineFlow": lambda model, x: SplineFlow(model, x, hidden=(5,), step_hidden=(6,), context=3),
+    "TopDown": lambda model, x: TopDown(model, x, hidden=(5,)),
 }
 
 NO_DENSITY = {"Delta"}
 
+# `pvae.encode` gives draws of these.
+NO_MEAN = {"CouplingFlow", "IAF", "PlanarFlow", "SplineFlow"}
+
+# Built for certain data, with no encoder of the user's choice.
+NOT_AMORTISED = {"Exact", "Local"}
+
 # What trains a guide whose draws have no pathwise gradient.
-BY_SCORE = {"Bernoulli"}
+BY_SCORE = {"Bernoulli", "Categorical"}
+
+# What serves discrete models alone.
+DISCRETE = BY_SCORE | {"RelaxedBernoulli", "RelaxedCategorical"}
 
 # Every objective, with few particles; each trains a continuous model.
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -100,6 +164,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 
 def gradient_for(guide: str) -> dict[str, Any]:
     """Options of an objective with several particles that train a guide."""
+    if guide == "Mixed":
+        return {"gradient": "mixed", "baseline": LeaveOneOut()}
     return {"gradient": "score", "baseline": LeaveOneOut()} if guide in BY_SCORE else {}
 
 
@@ -108,11 +174,36 @@ def refusal(model: str, guide: str) -> str | None:
     if guide == "Exact":
         name = model.split(",")[0]
         return None if name == "LinearGaussian" else f"LinearGaussian.*got {name}; use"
-    if guide == "Bernoulli":
-        return None if model == "SigmoidBeliefNet" else "site 'z' is not binary.*use MeanField"
-    return "site 'h2' is discrete.*use pvae.guides.Bernoulli" if model == "SigmoidBeliefNet" else None
+    bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
+    if guide in DISCRETE:
+        kind = {"Bernoulli": "binary", "Categorical": "categorical"}.get(guide.removeprefix("Relaxed"))
+        if bits if kind == "binary" else one_hot:
+            return None
+        kind = "one-hot" if guide == "RelaxedCategorical" else kind
+        other = "use Bernoulli" if bits else "use Categorical" if one_hot else "use MeanField"
+        return f"site '{'h1' if bits else 'z'}' is not {kind}.*{other}"
+    if guide == "Mixed" or not (bits or one_hot):
+        return None
+    return f"site '{'h2' if bits else 'z'}' is discrete.*use pvae.guides.Bernoulli"
 
 
 def fits(model: str, guide: str) -> bool:
     """Whether a guide serves a model; every other cell must be refused."""
     return refusal(model, guide) is None
+
+
+# Every model with these, and every guide with the first model that it serves, are tested at each run; the other cells
+# are slow tests.
+EVERYDAY = ("FullCovariance", "MeanField")
+
+
+def cells(named: Callable[[str, str], bool] = fits) -> list[Any]:
+    """The cells (model, guide) of the matrix for which `named` holds, as parameters of a test."""
+    found, seen = [], set()
+    for guide in GUIDES:
+        for model in MODELS:
+            if named(model, guide):
+                marks = () if guide in EVERYDAY or guide not in seen else pytest.mark.slow
+                seen.add(guide)
+                found.append(pytest.param(model, guide, marks=marks, id=f"{model}-{guide}"))
+    return found

@@ -18,7 +18,10 @@ def site_kl(run: PairRun, name: str) -> tuple[Tensor, bool]:
 
     Closed form where torch knows one, else the sampled log q - log p. Dims that depend on each other give their
     joint KL, (K, B, 1).
+
+    Raises: ValueError if sites are summed out.
     """
+    run.require_all_drawn("the KL of each dimension")
     guide, prior = run.guide[name], run.model[name]
     q, p = factor(guide["fn"]), factor(prior["fn"])
     split = q is not None and p is not None

@@ -87,14 +87,12 @@ class Chunks:
         """Give `take` the log weights of a batch, (k, B) at a time, K rows in all."""
         most = self.chunk_size or max(1, rows_at_once(batch) // len(batch[0]))
         # Chunks of one size need one graph; what the last one draws beyond K is left out.
-        count = math.ceil(self.num_samples / min(most, self.num_samples))
-        self._chunk = math.ceil(self.num_samples / count)
+        self._settle(batch, most)
+        if self.chunk_size is None and self._layout.summed is not None:
+            self._settle(batch, max(1, most // self._layout.summed.count))
+        count = math.ceil(self.num_samples / self._chunk)
         self._chunks_left, self._chunks_per_batch = count, count
         self._batches_left -= 1
-        key = len(batch[0]), self._chunk
-        if key not in self._layouts:
-            self._layouts[key] = self.proposal.layout(batch, self._chunk)
-        self._layout = self._layouts[key]
         replayed = None
         for start in range(0, self.num_samples, self._chunk):
             if self._traces and replayed is None:
@@ -105,6 +103,14 @@ class Chunks:
                 log_weights = log_weights.clone()
             take(log_weights[: self.num_samples - start])
             self._chunks_left -= 1
+
+    def _settle(self, batch: Batch, most: int) -> None:
+        """Make chunks as even as can be of at most that many particles, and find out how to run one."""
+        self._chunk = math.ceil(self.num_samples / math.ceil(self.num_samples / min(most, self.num_samples)))
+        key = len(batch[0]), self._chunk
+        if key not in self._layouts:
+            self._layouts[key] = self.proposal.layout(batch, self._chunk)
+        self._layout = self._layouts[key]
 
     def _eagerly(self, batch: Batch, start: int) -> Tensor:
         started = time.perf_counter()

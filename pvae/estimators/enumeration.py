@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution
 
 from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
-from pvae.sites import Batch, Site, as_batch, base_of
+from pvae.sites import Batch, as_batch
+from pvae.states import States
 from pvae.store import private_store
 from pvae.weights import check_num_samples
 
@@ -47,15 +47,14 @@ class Enumeration:
         return lambda batch: self._estimate(model, batch)
 
     def _estimate(self, model: Any, batch: Batch) -> Estimate:
-        joint = Joint(model, batch)
-        states = _States(joint, self.max_states)
-        self.num_samples = states.count
-        parts = [joint.log_prob(part).logsumexp(0) for part in states.chunks()]
-        values = torch.stack(parts).logsumexp(0)
+        joint = Joint(model, batch, sums_out=False)
+        log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
+        self.num_samples = sum(map(len, log_joints))
+        values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
         return Estimate(
             values=values.cpu(),
             mc_standard_errors=torch.zeros_like(values).cpu(),
-            ess=torch.full_like(values, states.count).cpu(),
+            ess=torch.full_like(values, self.num_samples).cpu(),
             khat=torch.full_like(values, -math.inf).cpu(),
         )
 
@@ -84,62 +83,23 @@ def joint_states(model: Any, batch: Tensor | Batch, max_states: int = 65536) -> 
     """
     arguments = as_batch(batch)
     with private_store(model):
-        joint = Joint(model, arguments)
-        parts = list(_States(joint, max_states).chunks())
+        joint = Joint(model, arguments, sums_out=False)
+        parts = list(_chunks(joint, max_states))
         log_joint = torch.cat([joint.log_prob(part) for part in parts])
     return JointStates({name: torch.cat([part[name] for part in parts]) for name in joint.sites}, log_joint)
 
 
-class _States:
-    """The joint states of a batch's latents, numbered like the digits of a counter."""
+def _chunks(joint: Joint, max_states: int) -> Iterator[dict[str, Tensor]]:
+    """The joint states of a batch's latents in order, as values (k, B, ...) of every site.
 
-    def __init__(self, joint: Joint, max_states: int) -> None:
-        self.joint = joint
-        self.tables = {name: _support(name, site) for name, site in joint.sites.items()}
-        # A table is (S, event of the base), and a site's value holds one entry of it per coordinate.
-        self.coordinates = {
-            name: math.prod(joint.shapes[name]) // math.prod(table.shape[1:]) for name, table in self.tables.items()
-        }
-        self.count = math.prod(len(table) ** self.coordinates[name] for name, table in self.tables.items())
-        if self.count > max_states:
-            raise ValueError(
-                f"the latents have {self.count:.3g} joint states, more than max_states={max_states}; raise it, or use "
-                "ImportanceSampling"
-            )
-
-    def chunks(self) -> Iterator[dict[str, Tensor]]:
-        """The states in order, as values (k, B, ...) of every site."""
-        batch = self.joint.batch[0]
-        for numbers in torch.arange(self.count, device=batch.device).split(self.joint.rows_at_once):
-            latents, left = {}, numbers
-            for name, table in self.tables.items():
-                places = len(table) ** torch.arange(self.coordinates[name], device=batch.device)
-                digits = left[:, None] // places % len(table)
-                left = left // len(table) ** self.coordinates[name]
-                values = table[digits].reshape(len(numbers), 1, *self.joint.shapes[name])
-                latents[name] = values.expand(-1, len(batch), *values.shape[2:])
-            yield latents
-
-
-def _support(name: str, site: Site) -> Tensor:
-    """The values one coordinate of a site can take: (S, event of the base distribution)."""
-    fn = site["fn"]
-    if not fn.support.is_discrete:
+    Raises: ValueError for more than `max_states`.
+    """
+    states = States(joint.sites, joint.shapes)
+    if states.count > max_states:
         raise ValueError(
-            f"site '{name}' is continuous, which Enumeration cannot sum over; use Quadrature for up to 2 continuous "
-            "dims, else ImportanceSampling"
-        )
-    base = base_of(fn)
-    wrapped = fn
-    while hasattr(wrapped, "base_dist") and not isinstance(wrapped, TransformedDistribution):
-        wrapped = wrapped.base_dist
-    try:
-        if wrapped is not base:
-            raise NotImplementedError
-        table = base.enumerate_support(expand=False)
-    except NotImplementedError:
-        raise ValueError(
-            f"site '{name}' ({type(base).__name__}) has no finite support that is the same for all; use "
+            f"the latents have {states.count:.3g} joint states, more than max_states={max_states}; raise it, or use "
             "ImportanceSampling"
-        ) from None
-    return table.reshape(len(table), *base.event_shape)
+        )
+    batch = joint.batch[0]
+    for numbers in torch.arange(states.count, device=batch.device).split(joint.rows_at_once):
+        yield states.values(numbers, len(batch))

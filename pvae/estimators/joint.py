@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -23,6 +24,12 @@ _LEAST_WIDTH = 32
 class Joint:
     """A model on one batch, as a function of its latents; call inside a param store of the model's.
 
+    Args:
+        model: the model.
+        batch: the data.
+        num_trials: draws of the trial run.
+        sums_out: whether sites annotated to be enumerated are summed out, as in every run, or are latents like others.
+
     Attributes:
         sites: the latent sites of a trial run by name, each drawn many times over.
         shapes: shape of one datum's value of each: its plates inside the data plate, then the event.
@@ -30,9 +37,10 @@ class Joint:
         rows_at_once: particles to evaluate at once, at most, for memory's sake.
     """
 
-    def __init__(self, model: Any, batch: Batch, num_trials: int = 256) -> None:
+    def __init__(self, model: Any, batch: Batch, num_trials: int = 256, *, sums_out: bool = True) -> None:
         self.model, self.batch = model, batch
-        self.layout = read_layout(model, None, batch, 2)
+        layout = read_layout(model, None, batch, 2)
+        self.layout = layout if sums_out else replace(layout, summed=None)
         width = max(_LEAST_WIDTH, *(part[0].numel() for part in batch))
         self.rows_at_once = max(1, _VALUES_AT_ONCE // (width * len(batch[0])))
         num_trials = max(2, min(num_trials, self.rows_at_once))

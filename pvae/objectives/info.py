@@ -144,7 +144,7 @@ def _mean_of_pairs(matrix: Tensor) -> Tensor:
 
 def _draw_prior(run: PairRun, model: Any) -> Tensor:
     """As many fresh draws of the prior as there are data, (B, dims)."""
-    if len(run.latents) > 1:
+    if len(run.latents) > 1 or run.states is not None:
         # A site may depend on those before it, whose values in the run are the guide's.
         return _as_vectors(run_pair(model, None, run.batch, 1, run.layout).latents)
     (name,) = run.latents

@@ -9,7 +9,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.runs import Layout, run_pair
+from pvae.layout import read_layout
+from pvae.runs import run_pair
 
 __all__ = ["describe_nonfinite"]
 
@@ -29,7 +30,7 @@ def describe_nonfinite(
 
 def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
     try:
-        run = run_pair(model, guide, batch, 1, Layout(nesting=1, vectorizes=True))
+        run = run_pair(model, guide, batch, 1, read_layout(model, guide, batch, 1))
     except (RuntimeError, ValueError) as error:
         return f"the pair fails: {error}"
     for sites, place in ((run.guide, "guide"), (run.model, "model")):

@@ -1,0 +1,77 @@
+"""Steps of zuko's in which each latent number is carried by a function of one variable that the others parametrise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from pvae.nets import glorot
+
+__all__ = ["MonotonicAffineTransform", "MonotonicRQSTransform", "autoregressive_step"]
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Zuko switches the validation of every torch distribution off when it is imported; switch it back."""
+    names = ("_validate_args", "arg_constraints")
+    before = {name: Distribution.__dict__[name] for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(Distribution, name, value)
+
+
+with _unchanged():
+    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+    from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+
+# Of the last weights: a flow starts near its base, and still every weight has a gradient.
+_START = 0.1
+
+
+def autoregressive_step(
+    dim: int,
+    context: int,
+    hidden: Sequence[int],
+    follows: Tensor,
+    univariate: Callable[..., Transform],
+    shapes: Sequence[tuple[int, ...]],
+) -> nn.Module:
+    """From a context (B, context) to a transform of z (..., B, D): z'_i = f(z_i; a_i), a = net(z, context) masked.
+
+    Forward is one pass for all i; its inverse takes as many passes as the longest chain in `follows`.
+
+    Args:
+        dim: D.
+        context: width of the context, at least 1.
+        hidden: widths of the masked net's hidden layers (tanh).
+        follows: (D, D), whether a_i may depend on z_j; without a cycle.
+        univariate: from the parts of a_i to f, a torch transform of reals.
+        shapes: shapes of those parts.
+
+    Raises: ValueError for no context.
+
+    Germain, Gregor, Murray and Larochelle (2015), MADE: Masked Autoencoder for Distribution Estimation.
+    """
+    if context < 1:
+        raise ValueError(
+            f"context must be at least 1, got {context!r}; the steps need it to depend on the data; try 64"
+        )
+    step = MaskedAutoregressiveTransform(
+        dim,
+        context,
+        adjacency=follows | torch.eye(dim, dtype=torch.bool),
+        univariate=univariate,
+        shapes=shapes,
+        hidden_features=hidden,
+        activation=nn.Tanh,
+    )
+    *_, weight, _bias = glorot(step).parameters()
+    with torch.no_grad():
+        weight.mul_(_START)
+    return step

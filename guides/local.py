@@ -1,0 +1,121 @@
+"""The guide with free numbers for every datum: what its family can do at best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from pvae.contexts import called_modules
+from pvae.guides.mean_field import MeanField
+from pvae.sites import Batch, as_batch
+
+__all__ = ["Local", "encoder_of"]
+
+
+class Local(nn.Module):
+    """Any family without amortisation: q(z_n) of datum n has numbers of its own, in a table of one row per datum.
+
+    Trained with the model frozen it reaches the best bound of its family, L[q*]: what an amortised guide of the family
+    lacks to that is the amortisation gap, and what that lacks to log p(x) the approximation gap. The table starts at
+    what the family's encoder gives; all else in the family's guide is shared by all data.
+
+    It serves the data it was built for, in batches of any size and order, and finds the row of a datum by a hash of its
+    values; equal data share a row. Data that change, by augmentation or a binarisation at every step, it cannot serve.
+
+    Args:
+        model: any model within the contract; its latent sites are read from one run.
+        data: all N data (N, ...), or a tuple of them.
+        family: from the model and the data to a guide whose `encoder` gives (N, numbers): a class of `pvae.guides`, or
+            a function that builds one with options, or that returns a trained one to start from, which is copied.
+
+    Raises: ValueError for a guide without such an encoder, a site that the family does not serve, or a datum
+    that is none of the N.
+
+    Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        data: Tensor | tuple[Tensor, ...],
+        *,
+        family: Callable[..., Any] = MeanField,
+    ) -> None:
+        super().__init__()
+        batch = as_batch(data)
+        guide = family(model, data)
+        with torch.no_grad(), called_modules():
+            numbers = encoder_of(guide)(*batch)
+        if not isinstance(numbers, Tensor) or numbers.dim() != 2 or len(numbers) != len(batch[0]):
+            got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+            raise ValueError(
+                f"the encoder of {type(guide).__name__} must give numbers ({len(batch[0])}, n), got {got}; use a "
+                "family such as MeanField"
+            )
+        # Sites and families are told apart by identity, so the copy keeps them.
+        kept = [value for module in guide.modules() for name, value in vars(module).items() if name[0] != "_"]
+        self.guide = copy.deepcopy(guide, {id(value): value for value in kept})
+        self.guide.encoder = _Table(batch, numbers)
+
+    def forward(self, *batch: Tensor) -> None:
+        """Sample every latent site of the model, for each datum of the batch."""
+        self.guide(*batch)
+
+
+class _Table(nn.Module):
+    """Free numbers of N data in an encoder's place."""
+
+    factors: Tensor
+    hashes: Tensor
+    order: Tensor
+
+    def __init__(self, data: Batch, numbers: Tensor) -> None:
+        super().__init__()
+        self.numbers = nn.Parameter(numbers.clone())
+        width = sum(part[0].numel() for part in data)
+        generator = torch.Generator().manual_seed(0)
+        factors = 2 * torch.randint(-(2**62), 2**62, (width,), generator=generator) + 1
+        self.register_buffer("factors", factors.to(numbers.device))
+        hashes, order = self._hash(data).sort()
+        self.register_buffer("hashes", hashes)
+        self.register_buffer("order", order)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The numbers of each datum, (B, n)."""
+        hashes = self._hash(batch)
+        places = torch.searchsorted(self.hashes, hashes).clamp(max=len(self.hashes) - 1)
+        # Data of zeros are a look at shapes, as when weights are loaded.
+        is_known = (self.hashes[places] == hashes) | (hashes == 0)
+        # A graph cannot raise, so there a stranger's numbers are not finite, which stops training, too.
+        if get_proxy_mode() is None and not is_known.all():
+            raise ValueError(
+                f"this guide has numbers for the {len(self.hashes)} data it was built for, and {(~is_known).sum()} of "
+                f"the batch of {len(hashes)} are others; give those data unchanged, or use the amortised family"
+            )
+        return torch.where(is_known[:, None], self.numbers[self.order[places]], torch.nan)
+
+    def _hash(self, batch: Batch) -> Tensor:
+        """One whole number for each datum, from the bits of its values, exact in any order of adding."""
+        # A sum with 0 has one sign of 0 only.
+        values = torch.cat([part.reshape(len(part), -1).double() + 0.0 for part in batch], -1)
+        bits = values.view(torch.int64)
+        # Short numbers have their bits at the top, where a factor would push them out.
+        return ((bits ^ (bits >> 52) ^ (bits >> 26)) * self.factors).sum(-1)
+
+
+def encoder_of(guide: Any) -> nn.Module:
+    """The encoder of a guide, which may then be replaced.
+
+    Raises: ValueError for a guide that has none.
+    """
+    encoder = getattr(guide, "encoder", None)
+    if isinstance(guide, nn.Module) and isinstance(encoder, nn.Module):
+        return encoder
+    raise ValueError(
+        f"family must give a guide with an `encoder` module, got {type(guide).__name__}; use a class such as MeanField"
+    )
