@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 from torch.nn.functional import softplus
 
 from pvae.guides.amortized import constrained
-from pvae.guides.placing import arrange, batch_shape, collect, free_shape
+from pvae.guides.placing import arrange_given, batch_shape, collect, free_shape
 from pvae.nets import MLP, glorot
 from pvae.sites import LatentSite
 
@@ -74,14 +74,5 @@ class Draws:
     def gaussian(self, site: LatentSite, numbers: Tensor, min_scale: float) -> dist.TorchDistribution:
         """Over a site's unconstrained value; `numbers` are loc and raw scale, (B, 2 n) or (K, B, 2 n)."""
         shape = free_shape(site)
-        loc, raw = (self._place(site, each, shape) for each in numbers.chunk(2, -1))
+        loc, raw = (arrange_given(site, each, shape, self._depth) for each in numbers.chunk(2, -1))
         return dist.Normal(loc, min_scale + softplus(raw)).to_event(len(shape))
-
-    def _place(self, site: LatentSite, rows: Tensor, event_shape: Sequence[int]) -> Tensor:
-        values = arrange(site, rows, event_shape)
-        if rows.dim() == 2:
-            return values
-        if not self._depth:
-            return values[0]
-        between = self._depth - 1 - len(batch_shape(site, 1))
-        return values.reshape(len(values), *(1,) * between, *values.shape[1:])

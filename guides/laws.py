@@ -14,7 +14,7 @@ from torch.distributions import biject_to, constraints
 from torch.nn.functional import softplus
 
 from pvae.guides.amortized import constrained
-from pvae.guides.placing import arrange, batch_shape, collect, free_shape, inner_shape
+from pvae.guides.placing import arrange_given, batch_shape, collect, free_shape, inner_shape
 from pvae.guides.straight_through import OneHot
 from pvae.sites import LatentSite
 
@@ -146,17 +146,8 @@ class Sampler:
 
     def __call__(self, law: Law, numbers: Tensor) -> Tensor:
         """Sample a site inside its plates, from rows (B, n) or (K, B, n); its draw as features, (K, B, m)."""
-        value = pyro.sample(law.site.name, law.family(self._place(law, numbers)))
+        value = pyro.sample(law.site.name, law.family(arrange_given(law.site, numbers, law.shape, self._depth)))
         batch_dims = value.dim() - len(law.site.event_shape)
         if batch_dims > len(batch_shape(law.site, 1)):
             self._depth = batch_dims
         return collect(law.site, law.features(value), len(law.feature_shape)).to(numbers.dtype)
-
-    def _place(self, law: Law, rows: Tensor) -> Tensor:
-        values = arrange(law.site, rows, law.shape)
-        if rows.dim() == 2:
-            return values
-        if not self._depth:
-            return values[0]
-        between = self._depth - 1 - len(batch_shape(law.site, 1))
-        return values.reshape(len(values), *(1,) * between, *values.shape[1:])

@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 
 from pvae.sites import LatentSite
 
-__all__ = ["arrange", "collect", "free_shape", "in_plates", "width"]
+__all__ = ["arrange", "arrange_given", "collect", "free_shape", "in_plates", "width"]
 
 
 def free_shape(site: LatentSite) -> torch.Size:
@@ -37,6 +37,17 @@ def arrange(site: LatentSite, rows: Tensor, event_shape: Sequence[int]) -> Tenso
     values = rows.reshape(*rows.shape[:-1], *inner_shape(site), *event_shape)
     values = values.movedim(lead, lead + _position(site))
     return values.reshape(*rows.shape[:lead], *batch_shape(site, rows.shape[-2]), *event_shape)
+
+
+def arrange_given(site: LatentSite, rows: Tensor, event_shape: Sequence[int], depth: int) -> Tensor:
+    """`arrange` of rows (B, n), or (K, B, n) computed from draws of `depth` batch dims, 0 without particles."""
+    values = arrange(site, rows, event_shape)
+    if rows.dim() == 2:
+        return values
+    if not depth:
+        return values[0]
+    between = depth - 1 - len(batch_shape(site, 1))
+    return values.reshape(len(values), *(1,) * between, *values.shape[1:])
 
 
 def collect(site: LatentSite, values: Tensor, event_dim: int) -> Tensor:

@@ -81,14 +81,9 @@ def estimator_for(name: str, num_samples: int | None) -> Any:
     Raises: ValueError for an unknown name, one that takes more than a number, or a number for one that is exact.
     """
     cls = recipes.pick("pvae.estimators", name)
-    takes = inspect.signature(cls).parameters
-    if needs := [option for option, parameter in takes.items() if parameter.default is parameter.empty]:
-        raise ValueError(f"the estimator {name} needs {needs[0]}, which no option gives; use it in Python")
-    if num_samples is None:
-        return cls()
-    if "num_samples" not in takes:
+    if num_samples is not None and "num_samples" not in inspect.signature(cls).parameters:
         raise ValueError(f"the estimator {name} draws nothing, got {num_samples} samples; leave samples out")
-    return cls(num_samples)
+    return recipes.construct(cls, {} if num_samples is None else {"num_samples": num_samples})
 
 
 def turns_of(words: str) -> int | Turns:

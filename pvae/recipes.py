@@ -103,7 +103,14 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
 
 
 def construct(cls: type, offers: Mapping[str, Any]) -> Any:
-    """Construct from whichever of the offered arguments the class takes."""
+    """Construct from whichever of the offered arguments the class takes.
+
+    Raises: ValueError if it needs another one.
+    """
+    takes = inspect.signature(cls).parameters.values()
+    missing = [each.name for each in takes if each.default is each.empty and each.name not in offers]
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {missing[0]}, which a name alone does not give; build it in Python")
     return cls(**{name: offers[name] for name in inspect.signature(cls).parameters if name in offers})
 
 

@@ -59,7 +59,9 @@ def free_guide(guide: Any, batch: Batch) -> tuple[nn.Module, Tensor]:
             f"the guide's encoder must be called once and give numbers ({num_data}, num_outputs), got {shapes}; pass "
             "local_guide=, a function from a batch to a guide with parameters for each of its data"
         )
-    free = copy.deepcopy(guide)
+    # Sites and families are told apart by identity, so the copy keeps them.
+    kept = [value for module in guide.modules() for name, value in vars(module).items() if name[0] != "_"]
+    free = copy.deepcopy(guide, {id(value): value for value in kept})
     table = _Table(outputs[0].detach().clone())
     free.encoder = table
     return free, table.numbers
