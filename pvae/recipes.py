@@ -20,6 +20,8 @@ __all__ = ["build", "construct", "exported", "is_own", "pick", "recipe_for"]
 
 _LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "gaussian"}
 
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def exported(package: str) -> dict[str, type]:
     """The classes that a package offers, by name as on the command line: `MeanField` is "mean_field"."""
@@ -107,7 +109,7 @@ def construct(cls: type, offers: Mapping[str, Any]) -> Any:
 
     Raises: ValueError if it needs another one.
     """
-    takes = inspect.signature(cls).parameters.values()
+    takes = [each for each in inspect.signature(cls).parameters.values() if each.kind not in _REST]
     missing = [each.name for each in takes if each.default is each.empty and each.name not in offers]
     if missing:
         raise ValueError(f"{cls.__name__} needs {missing[0]}, which a name alone does not give; build it in Python")
