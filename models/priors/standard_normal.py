@@ -1,4 +1,4 @@
-"""Priors p(z): modules whose forward gives the distribution of one latent vector."""
+"""The standard normal prior."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Likelihoods p(x | z): modules that turn a decoder's output into the distribution of one datum.
-
-Each says how many numbers per observed value it wants from the decoder (`num_parameters`), and how a
-decoder's output is shaped (`parameter_shape`); `forward` takes that output with any leading dims.
-"""
+"""The Gaussian likelihood of real values."""
 
 from __future__ import annotations
 
@@ -15,21 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian"]
-
-
-class Bernoulli(nn.Module):
-    """Binary values: p(x | z) = prod_d Bernoulli(x_d | sigmoid(logits_d)), for x in {0, 1}."""
-
-    num_parameters = 1
-
-    def parameter_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the decoder's output for a datum of shape `x_shape`: the logits."""
-        return tuple(x_shape)
-
-    def forward(self, parameters: Tensor, x_shape: Sequence[int]) -> dist.TorchDistribution:
-        """Logits (..., *x_shape) -> a distribution with event shape `x_shape`."""
-        return dist.Bernoulli(logits=parameters).to_event(len(x_shape))
+__all__ = ["Gaussian"]
 
 
 class Gaussian(nn.Module):
@@ -74,24 +56,3 @@ class Gaussian(nn.Module):
         else:
             scale = torch.full_like(scale, float(self.scale))
         return dist.Normal(loc, scale).to_event(len(x_shape))
-
-
-class Categorical(nn.Module):
-    """Categories 0 ... num_categories - 1: p(x | z) = prod_d Categorical(x_d | softmax(logits_d)).
-
-    Raises: ValueError for fewer than 2 categories.
-    """
-
-    def __init__(self, num_categories: int) -> None:
-        super().__init__()
-        if num_categories < 2:
-            raise ValueError(f"num_categories must be at least 2, got {num_categories}; count the values of x")
-        self.num_parameters = num_categories
-
-    def parameter_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """(*x_shape, num_categories): the logits."""
-        return (*x_shape, self.num_parameters)
-
-    def forward(self, parameters: Tensor, x_shape: Sequence[int]) -> dist.TorchDistribution:
-        """Logits (..., *x_shape, num_categories) -> a distribution with event shape `x_shape`."""
-        return dist.Categorical(logits=parameters).to_event(len(x_shape))
