@@ -4,6 +4,17 @@ Each guide is trained with a decoder of its own from the same start, for the sam
 changes from row to row is the guide. What to see: whether the bound comes nearer to log p(x) and the tails of the
 weights get lighter, for the time that a richer guide takes. The figure shows the k-hat of every test datum.
 
+MNIST (dynamic binarisation, 20 epochs, latent_dim 20, 1,000 test images), on one core of a busy machine:
+
+    guide            ELBO      log p, K = 1000    median k-hat   untrusted   s / epoch
+    MeanField        -103.66   -97.49 +- 0.85     1.02           94%         2.2
+    FullCovariance   -103.19   -97.35 +- 0.88     0.90           83%         2.9
+    IAF              -102.85   -96.81 +- 0.86     0.93           88%         3.0
+    SplineFlow       -102.88   -96.80 +- 0.85     0.97           91%         6.2
+
+All rows share their test images, so differences between rows are far better known than the +- of one row. No guide
+brings k-hat below its threshold here: all four numbers are lower bounds, in expectation, that more samples would raise.
+
     python examples/swap_guides.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out swap_guides.png]
 """
 

@@ -17,7 +17,7 @@ from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
 from pvae.runs import unmatched_sites
-from pvae.sites import Batch, Site, as_batch, base_of, data_plate, plates_of, random_sites
+from pvae.sites import Batch, Site, as_batch, base_of, data_plate, is_enumerated, plates_of, random_sites
 from pvae.store import private_store
 
 __all__ = ["Finding", "check", "require", "require_support"]
@@ -121,7 +121,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
                 PATHWISE_FIX,
             )
             for name, site in sites["guide"].items()
-            if site_without_gradient(site) and site["infer"].get("enumerate") is None
+            if site_without_gradient(site) and not (is_enumerated(site) and getattr(objective, "sums_out_guide", True))
         ]
     return findings + _nets(model, guide, batch)
 

@@ -37,19 +37,16 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
             },
         )
         guide_sites, model_sites = map(random_sites, traces)
-        layout = replace(layout, summed=_summed(guide_sites, model_sites, layout))
-        if num_samples == 1 and layout.summed is None:
+        summed = {name: site for name, site in model_sites.items() if name not in guide_sites}
+        layout = replace(layout, summed=_states(summed, layout), branching=_states(guide_sites, layout))
+        if num_samples == 1 and layout.summed is None and layout.branching is None:
             return layout
         return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
 
 
-def _summed(guide: dict[str, Site], model: dict[str, Site], layout: Layout) -> States | None:
-    """The states of the model's sites that are annotated to be enumerated and that the guide lacks."""
-    sites = {
-        name: site
-        for name, site in model.items()
-        if is_enumerated(site) and not site["is_observed"] and name not in guide
-    }
+def _states(sites: dict[str, Site], layout: Layout) -> States | None:
+    """The states of those latent sites that are annotated to be enumerated."""
+    sites = {name: site for name, site in sites.items() if is_enumerated(site) and not site["is_observed"]}
     shapes = {name: layout.collect(name, site["value"], 1).shape[2:] for name, site in sites.items()}
     return States(sites, shapes) if sites else None
 

@@ -62,7 +62,8 @@ class Layout:
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
     `data_plates` names the plates over the data, of guide and model, which may have to hold those copies;
     `places` says for each latent site where its dims are. `summed` holds the states of the model's latents that are
-    summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks.
+    summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the
+    guide's own latents with that annotation, which an objective may run at every state instead of drawing them.
     """
 
     nesting: int
@@ -70,6 +71,7 @@ class Layout:
     data_plates: frozenset[str] = frozenset()
     places: Mapping[str, Place] = field(default_factory=dict)
     summed: States | None = None
+    branching: States | None = None
 
     def states_besides(self, names: Collection[str]) -> States | None:
         """The joint states to sum over where the values of some sites are given; None if there are none."""
@@ -109,6 +111,8 @@ class PairRun:
     auxiliary draws that the model knows nothing of: the weights are those of the model times r, so log r counts with
     the prior.
     Where sites are summed out, the model ran on every draw at each of their joint `states`, one state after the other.
+    Where the guide ran at every joint state of its annotated sites, `branches` holds these, and `num_samples` counts
+    the draws of all branches, one branch after the other.
     """
 
     batch: Batch
@@ -122,6 +126,7 @@ class PairRun:
     model_plate: Plate
     drawn: dict[str, Tensor] = field(default_factory=dict)
     states: States | None = None
+    branches: States | None = None
     reverse: dict[str, Site] = field(default_factory=dict)
 
     @property
@@ -170,11 +175,19 @@ class PairRun:
         scales = {site["scale"] / self._plate_scale() for site in self.model.values()}
         shared = scales.pop() if len(scales) == 1 else 1.0
 
-        def unshared(site: Site) -> Tensor:
-            return self._scaled(site) / shared
+        def unshared(site: Site, masked: float = 0.0) -> Tensor:
+            return self._scaled(site, masked) / shared
 
         parts = self._collect(unshared, unshared)
         return LogWeights(shared * parts.log_likelihood, shared * parts.log_prior, shared * parts.log_guide)
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of values (K, B) over the draws, (B,): each branch counts by its probability under the guide."""
+        if self.branches is None:
+            return values.mean(0)
+        log_probs = [_log_prob(self.guide[name], masked=self._share(name)) for name in self.branches.tables]
+        probs = self._sum(log_probs, self.guide_plate).exp()
+        return (probs * values).sum(0) * self.branches.count / self.num_samples
 
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
@@ -220,10 +233,18 @@ class PairRun:
                 pass
         return self._scaled(site) - self._scaled(prior)
 
-    def _scaled(self, site: Site) -> Tensor:
-        return scale_and_mask(_log_prob(site), site["scale"] / self._plate_scale())
+    def _scaled(self, site: Site, masked: float = 0.0) -> Tensor:
+        return scale_and_mask(_log_prob(site, masked=masked), site["scale"] / self._plate_scale())
 
-    def _collect(self, of_model: Callable[[Site], Tensor], of_guide: Callable[[Site], Tensor]) -> LogWeights:
+    def _share(self, name: str) -> float:
+        """The log probability of one state where a site is masked, so that all its states together count once."""
+        site = self.model[name]
+        for states in (self.states, self.branches):
+            if states is not None and name in states.tables:
+                return -states.log_count(name, site["fn"].event_shape)
+        return 0.0
+
+    def _collect(self, of_model: Callable[..., Tensor], of_guide: Callable[..., Tensor]) -> LogWeights:
         log_likelihood, log_prior = self._of_model(of_model)
         if self.states is not None:
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
@@ -235,12 +256,14 @@ class PairRun:
             log_prior = log_prior - self._sum([of_guide(site) for site in self.reverse.values()], self.guide_plate)
         return LogWeights(log_likelihood, log_prior, log_guide)
 
-    def _of_model(self, of_site: Callable[[Site], Tensor]) -> tuple[Tensor, Tensor]:
+    def _of_model(self, of_site: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
         prior: list[Tensor] = []
         likelihood: list[Tensor] = []
-        for site in self.model.values():
-            (likelihood if site["is_observed"] else prior).append(of_site(site))
+        for name, site in self.model.items():
+            is_summed = self.states is not None and name in self.states.tables
+            log_prob = of_site(site, masked=self._share(name)) if is_summed else of_site(site)
+            (likelihood if site["is_observed"] else prior).append(log_prob)
         return (
             self._sum(likelihood, self.model_plate, self._num_states),
             self._sum(prior, self.model_plate, self._num_states),
@@ -267,6 +290,7 @@ def run_pair(
     *,
     given: Mapping[str, Tensor] | None = None,
     split: bool = False,
+    branch: bool = False,
 ) -> PairRun:
     """Run the guide, then the model on its draws, with K particles; call inside a param store of your choice.
 
@@ -278,11 +302,16 @@ def run_pair(
         layout: that of the pair for K particles.
         given: values of latent sites to use instead of draws, each (K, B, ...).
         split: cut the graph between a draw and what is computed from it (see `PairRun.drawn`).
+        branch: run K particles at each joint state of the guide's annotated sites (see `PairRun.branches`).
 
     Raises: ValueError if a site lies outside the data plate.
     """
     given = given or {}
     drawn: dict[str, Tensor] = {}
+    branches = layout.branching.besides(given) if branch and layout.branching is not None else None
+    if branches is not None:
+        given = repeated(given, branches, num_samples, batch)
+        num_samples *= branches.count
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
         guide_trace = trace_guide(guide, rows, _Split(drawn) if split else None)
@@ -320,6 +349,7 @@ def run_pair(
         model_plate=model_plate,
         drawn=drawn,
         states=states,
+        branches=branches,
         reverse=reverse,
     )
 
@@ -448,7 +478,8 @@ def _same(mask: Any, other: Any) -> bool:
     return mask is other
 
 
-def _log_prob(site: Site, shared_mask: Any = None) -> Tensor:
+def _log_prob(site: Site, shared_mask: Any = None, masked: float = 0.0) -> Tensor:
+    """The log density of a site, `masked` where its own mask leaves it out."""
     try:
         log_prob = site["fn"].log_prob(site["value"])
     except (NotImplementedError, KeyError) as error:
@@ -459,4 +490,4 @@ def _log_prob(site: Site, shared_mask: Any = None) -> Tensor:
     mask = site["mask"]
     if mask is None or _same(mask, shared_mask):
         return log_prob
-    return scale_and_mask(log_prob, mask=mask)
+    return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, masked)

@@ -37,6 +37,11 @@ class States:
         """How many joint states there are."""
         return math.prod(len(table) ** self._coordinates(name) for name, table in self.tables.items())
 
+    def log_count(self, name: str, event_shape: torch.Size) -> float:
+        """The logarithm of how many states one event of a site has."""
+        table = self.tables[name]
+        return event_shape.numel() // table.shape[1:].numel() * math.log(len(table))
+
     def besides(self, names: Collection[str]) -> States:
         """The states of the sites that are not among `names`."""
         rest = States({}, {})

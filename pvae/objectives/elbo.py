@@ -21,6 +21,9 @@ class ELBO(Objective):
     With `kl="sampled"` the KL is the mean of log q - log p over the same draws, equal to `Trace_ELBO`;
     with `kl="analytic"` each site uses the closed form where torch knows one, equal to `TraceMeanField_ELBO`.
 
+    Sites of the guide with infer={"enumerate": "parallel"} are summed out, sum_y q(y | x) E_q(z | x, y)[...], from K
+    draws of the others at each state y, unless `gradient` is one that draws them.
+
     Args:
         num_samples: K.
         kl: "sampled" or "analytic".
@@ -35,6 +38,8 @@ class ELBO(Objective):
 
     Kingma and Welling (2014), Auto-Encoding Variational Bayes.
     """
+
+    sums_out_guide = True
 
     def __init__(
         self,
@@ -64,9 +69,12 @@ class ELBO(Objective):
         """E_q[log p(x | z)] - kl_weight * beta * KL, (B,)."""
         weight = kl_weight * self.beta
         if self.kl == "sampled" and not self.free_bits:
-            return self.gradient.apply(run, weight, Blend([(1.0, PowerMean(0.0))], self.num_particles))
-        log_likelihood = run.scaled_log_weights().log_likelihood.mean(0)
-        terms = [term.mean(0) for term in run.kl(analytic=self.kl == "analytic").values()]
+            if run.branches is None:
+                return self.gradient.apply(run, weight, Blend([(1.0, PowerMean(0.0))], self.num_particles))
+            parts = run.scaled_log_weights()
+            return run.average(parts.log_likelihood + weight * (parts.log_prior - parts.log_guide))
+        log_likelihood = run.average(run.scaled_log_weights().log_likelihood)
+        terms = [run.average(term) for term in run.kl(analytic=self.kl == "analytic").values()]
         if self.free_bits:
             terms = [term.mean().clamp(min=self.free_bits) for term in terms]
         return log_likelihood - weight * sum(terms)

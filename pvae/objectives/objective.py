@@ -37,6 +37,8 @@ class Objective(pyro.infer.ELBO):
 
     # Whether the graph is cut at the draws even for the pathwise gradient.
     always_split = False
+    # Whether the guide's sites with infer={"enumerate": "parallel"} are summed out instead of drawn.
+    sums_out_guide = False
     # Whether its value itself is made of derivatives, so that it needs a history where none is asked for.
     needs_history = False
 
@@ -87,9 +89,11 @@ class Objective(pyro.infer.ELBO):
             self._layout = model, guide, read_layout(model, guide, batch, self.num_particles)
         learns = torch.is_grad_enabled()
         split = learns and (self.always_split or self.gradient.name != "pathwise")
-        run = run_pair(model, guide, batch, self.num_particles, self._layout[2], split=split)
+        branch = self.sums_out_guide and self.gradient.name == "pathwise"
+        run = run_pair(model, guide, batch, self.num_particles, self._layout[2], split=split, branch=branch)
+        summed = () if run.branches is None else run.branches.tables
         for name, site in run.guide.items():
-            if learns and self.needs_pathwise and site_without_gradient(site):
+            if learns and self.needs_pathwise and name not in summed and site_without_gradient(site):
                 family = type(base_of(site["fn"])).__name__
                 raise ValueError(
                     f"site '{name}' is drawn from {family}, which has no pathwise gradient; {PATHWISE_FIX}"
