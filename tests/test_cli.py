@@ -420,6 +420,17 @@ def test_run_takes_no_other_pair_than_its_own(digits_run, own_pair):
     )
 
 
+def test_a_name_that_needs_more_than_a_name_is_refused_in_one_line(digits_run, tmp_path):
+    out = tmp_path / "new"
+    assert refusal("train", *TINY, "--binarize", "dynamic", "--guide", "local", "--out", out) == (
+        "error: Local needs data, which a name alone does not give; build it in Python\n"
+    )
+    assert not out.exists()
+    assert refusal("logp", digits_run, "--estimator", "guide_mixture") == (
+        "error: GuideMixture needs others, which a name alone does not give; build it in Python\n"
+    )
+
+
 # --- A process of its own
 
 
