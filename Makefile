@@ -23,10 +23,10 @@ demo: $(READY) ## train on handwritten digits, estimate log p(x), draw samples
 	$(BIN)/pvae sample runs/digits
 
 test: $(READY) ## run the tests, without the slow ones
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: $(READY) ## run all tests
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -n 2 --dist worksteal -m ""
 
 test-py: ## run the tests on another Python: make test-py PY=python3.12
 	$(MAKE) test PYTHON=$(PY) VENV=.venv-$(notdir $(PY))
