@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
@@ -18,7 +18,12 @@ from pvae.nets import MLP
 
 __all__ = ["build", "construct", "exported", "is_own", "pick", "recipe_for"]
 
-_LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "gaussian"}
+_LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "negative_binomial"}
+
+_PACKAGE = "pvae.models.likelihoods"
+
+# What a likelihood may ask to know of the data.
+_ABOUT_DATA = ("num_categories", "num_values", "total_count")
 
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -62,11 +67,21 @@ def recipe_for(
     if likelihood is not None and not takes_likelihood:
         raise ValueError(f"{model} has a likelihood of its own, got {likelihood!r} besides; leave likelihood out")
     shape = list(dataset.shape)
-    recipe = {"model": model, "guide": guide, "x_shape": shape, "latent_dim": latent_dim, "hidden": list(hidden)}
+    recipe: dict[str, Any] = {
+        "model": model,
+        "guide": guide,
+        "x_shape": shape,
+        "latent_dim": latent_dim,
+        "hidden": list(hidden),
+    }
     recipe["dtype"] = str(dataset.train.dtype).removeprefix("torch.")
     recipe["likelihood"] = likelihood or _LIKELIHOODS.get(dataset.observed_kind, "categorical")
     if recipe["likelihood"] == "categorical":
         recipe["num_categories"] = int(dataset.train.max()) + 1
+    elif "num_values" in inspect.signature(pick(_PACKAGE, recipe["likelihood"])).parameters:
+        recipe["num_values"] = _grid_size(dataset.train)
+    elif recipe["likelihood"] == "multinomial":
+        recipe["total_count"] = max(1, round(dataset.train.flatten(1).sum(1).mean().item()))
     return recipe
 
 
@@ -88,14 +103,20 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
     return model, guide
 
 
+def _grid_size(values: Tensor) -> int:
+    """How many values a grid over [0, 1] has on which all of these lie: 256 for 8-bit images."""
+    steps = values.unique().diff()
+    return 2 if not len(steps) else max(2, round(1 / steps.min().item()) + 1)
+
+
 def _build_model(recipe: Mapping[str, Any]) -> Any:
     cls = pick("pvae.models", recipe["model"])
     x_shape, latent_dim = tuple(recipe["x_shape"]), recipe["latent_dim"]
     offers: dict[str, Any] = {"x_shape": x_shape, "x_dim": math.prod(x_shape), "latent_dim": latent_dim}
     offers["layer_dims"] = tuple(recipe["hidden"])
     if "likelihood" in inspect.signature(cls).parameters:
-        likelihood_class = pick("pvae.models.likelihoods", recipe["likelihood"])
-        likelihood = construct(likelihood_class, {"num_categories": recipe.get("num_categories")})
+        about_data = {name: recipe[name] for name in _ABOUT_DATA if name in recipe}
+        likelihood = construct(pick(_PACKAGE, recipe["likelihood"]), about_data)
         widths = tuple(reversed(recipe["hidden"]))
         offers["likelihood"] = likelihood
         offers["decoder"] = MLP(latent_dim, widths, likelihood.parameter_shape(x_shape))

@@ -66,6 +66,20 @@ def categories(*shape: int) -> Tensor:
     return torch.randint(3, (NUM_DATA, *shape), generator=torch.Generator().manual_seed(0))
 
 
+def counts(*shape: int) -> Tensor:
+    return torch.rand(NUM_DATA, *shape, generator=torch.Generator().manual_seed(0)).mul(6).floor()
+
+
+def grid(num_values: int, *shape: int) -> Tensor:
+    values = torch.rand(NUM_DATA, *shape, generator=torch.Generator().manual_seed(0))
+    return (values * num_values).floor() / (num_values - 1)
+
+
+def mixed_columns() -> Tensor:
+    kinds = [real(2), binary(1), counts(1), categories(1).float()]
+    return torch.cat(kinds, -1)
+
+
 def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None) -> VAE:
     likelihood = likelihood or VAE(shape, 2).likelihood
     return VAE(shape, 2, likelihood=likelihood, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
@@ -94,6 +108,25 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
     "VAE, shared Gaussian": (lambda: vae((4,), Gaussian("shared")), lambda: real(4)),
     "VAE, learned Gaussian": (lambda: vae((4,), Gaussian("learned")), lambda: real(4)),
     "VAE, categorical": (lambda: vae((4,), likelihoods.Categorical(3)), lambda: categories(4)),
+    "VAE, continuous Bernoulli": (lambda: vae((4,), likelihoods.ContinuousBernoulli()), lambda: grid(17, 4)),
+    "VAE, beta": (lambda: vae((4,), likelihoods.Beta("learned")), lambda: real(4).sigmoid()),
+    "VAE, Student-t": (lambda: vae((4,), likelihoods.StudentT()), lambda: real(4)),
+    "VAE, discretized logistic": (lambda: vae((4,), likelihoods.DiscretizedLogistic(17)), lambda: grid(17, 4)),
+    "VAE, discretized logistic mixture": (
+        lambda: vae((4,), likelihoods.DiscretizedLogisticMixture(2, 17)),
+        lambda: grid(17, 4),
+    ),
+    "VAE, Poisson": (lambda: vae((4,), likelihoods.Poisson()), lambda: counts(4)),
+    "VAE, negative binomial": (lambda: vae((4,), likelihoods.NegativeBinomial("learned")), lambda: counts(4)),
+    "VAE, zero-inflated": (
+        lambda: vae((4,), likelihoods.ZeroInflatedNegativeBinomial(x_shape=(4,))),
+        lambda: counts(4),
+    ),
+    "VAE, multinomial": (lambda: vae((4,), likelihoods.Multinomial(20)), lambda: counts(4)),
+    "VAE, mixed columns": (
+        lambda: vae((5,), likelihoods.Columns(("real", "real", "binary", "count", ("categorical", 3)))),
+        mixed_columns,
+    ),
     "VAE, one-hot prior": (
         lambda: VAE((1, 4, 4), 3, prior=OneHotPrior(), decoder=MLP(3, (5,), (1, 4, 4))),
         lambda: binary(1, 4, 4),

@@ -2,6 +2,7 @@
 
 from pvae.estimators.annealed import AnnealedImportanceSampling as AnnealedImportanceSampling
 from pvae.estimators.bidirectional import BidirectionalMonteCarlo as BidirectionalMonteCarlo
+from pvae.estimators.bits import bits_per_dim as bits_per_dim
 from pvae.estimators.defensive import DefensiveMixture as DefensiveMixture
 from pvae.estimators.enumeration import Enumeration as Enumeration
 from pvae.estimators.guide_mixture import GuideMixture as GuideMixture
