@@ -13,6 +13,15 @@ from pvae.models.likelihoods.per_value import PerValue, PositiveOption
 __all__ = ["ZeroInflatedNegativeBinomial"]
 
 
+class ZeroInflated(dist.ZeroInflatedDistribution):
+    """Pyro's, which after a draw can no longer be expanded."""
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ZeroInflated:
+        """The same with a larger batch shape."""
+        base, gate_logits = self.base_dist.expand(batch_shape), self.gate_logits.expand(*batch_shape)
+        return ZeroInflated(base, gate_logits=gate_logits, validate_args=self._validate_args)
+
+
 class ZeroInflatedNegativeBinomial(PerValue):
     """Counts with extra zeros: p(x | z) = prod_d g_d [x_d = 0] + (1 - g_d) NB(x_d | mean mu_d, inverse dispersion r).
 
@@ -34,4 +43,4 @@ class ZeroInflatedNegativeBinomial(PerValue):
         """(..., *parameter_shape) -> a distribution with event shape `x_shape`."""
         gate_logits, log_mean, *raw = self.split(parameters, x_shape)
         counts = self.counts.of_each(log_mean, raw)
-        return dist.ZeroInflatedDistribution(counts, gate_logits=gate_logits).to_event(len(x_shape))
+        return ZeroInflated(counts, gate_logits=gate_logits).to_event(len(x_shape))
