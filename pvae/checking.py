@@ -206,7 +206,7 @@ def _support(name: str, site: Site) -> list[Finding]:
     grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
     fix = (
         "binarise the data (binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for "
-        "grey values (pyro's ContinuousBernoulli, or Gaussian)"
+        "grey values (ContinuousBernoulli, DiscretizedLogistic or Gaussian)"
         if grey
         else f"rescale the data, or use a likelihood whose support holds [{low:.4g}, {high:.4g}]"
     )

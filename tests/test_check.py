@@ -106,8 +106,8 @@ MISTAKES = {
     "grey pixels": (
         (model_of(), guide_of(), GREY),
         "site 'x': holds values outside the support of Bernoulli (grey pixels), range [0, 1]; binarise the data "
-        "(binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for grey values (pyro's "
-        "ContinuousBernoulli, or Gaussian)",
+        "(binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for grey values "
+        "(ContinuousBernoulli, DiscretizedLogistic or Gaussian)",
     ),
     "scale of the data": (
         (model_of(), guide_of(), GREY * 255),

@@ -1,0 +1,96 @@
+"""A table of real, binary, categorical and count columns under one likelihood, against columns on their own.
+
+scikit-learn's table of 442 diabetes patients: sex is binary, age a count of years, the body mass index is given as the
+four classes of the WHO, the other seven measurements are real (here in standard deviations). `Columns` gives each
+column the law of its kind, and the latent vector is what ties them together. log p(x) holds densities of the real
+columns and masses of the others, so it compares only between models of this same table; the baseline is the same
+likelihood with a decoder that ignores z, which is one law per column. What to see: nats per patient that the
+latent vector is worth. The figure shows the patients' codes in two dimensions, and whether they tell of the disease's
+progression a year later, which no model saw.
+
+AS_MEASURED
+
+    python examples/mixed_table.py [--smoke] [--out mixed_table.png]
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_diabetes
+from torch import Tensor, nn
+
+import pvae
+from pvae.data import DataSet
+from pvae.estimators import ImportanceSampling
+from pvae.guides import FullCovariance
+from pvae.models import VAE
+from pvae.models.likelihoods import Columns
+from pvae.nets import MLP
+
+KINDS = ("count", "binary", ("categorical", 4), *["real"] * 7)
+
+
+class Constant(nn.Module):
+    """A decoder that ignores z."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.numbers = nn.Parameter(torch.zeros(size))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., latent_dim) -> (..., size)."""
+        return self.numbers.expand(*z.shape[:-1], -1)
+
+
+def patients() -> tuple[DataSet, Tensor]:
+    """The table in a fixed split of 300, 42 and 100 patients, and the progression of the 100."""
+    values, target = load_diabetes(return_X_y=True, scaled=False)
+    order = np.random.RandomState(0).permutation(len(values))
+    values, target = values[order], target[order]
+    real = (values[:, 3:] - values[:300, 3:].mean(0)) / values[:300, 3:].std(0)
+    weight_class = np.digitize(values[:, 2], (18.5, 25, 30))
+    table = torch.as_tensor(np.column_stack([values[:, 0], values[:, 1] - 1, weight_class, real])).float()
+    return DataSet("diabetes", table[:300], table[300:342], table[342:]), torch.as_tensor(target[342:])
+
+
+def main(smoke: bool, out: Path) -> None:
+    epochs, num_samples = (5, 50) if smoke else (3000, 2000)
+    data, progression = patients()
+    size = Columns(KINDS).num_parameters
+    decoders = {"each on its own": Constant(size), "linear": nn.Linear(2, size), "MLP of 30": MLP(2, (30,), size)}
+    table = Table("decoder", "log p(x)", "+- data", "more than on their own", "untrusted")
+    answers = {}
+    for name, decoder in decoders.items():
+        torch.manual_seed(0)
+        model = VAE(data.shape, 2, likelihood=Columns(KINDS), decoder=decoder)
+        guide = FullCovariance(model, data.train[:2], hidden=(30,))
+        pvae.fit(model, guide, data, epochs=epochs, lr=3e-3, early_stopping=200)
+        answer = answers[name] = pvae.log_marginal(model, guide, data, ImportanceSampling(num_samples))
+        gain = pvae.compare(answer, answers["each on its own"])
+        more = f"{gain.mean:.2f} +- {gain.standard_error:.2f}"
+        table.add_row(
+            name, f"{answer.mean:.2f}", f"{answer.standard_error:.2f}", more, f"{answer.fraction_untrusted:.0%}"
+        )
+    codes = next(iter(pvae.encode(guide, data.test).values()))
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    points = axes.scatter(*codes.T, c=progression, cmap="viridis")
+    figure.colorbar(points, label="progression a year later")
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    figure.savefig(out, dpi=150)
+    Console().print(table)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path("mixed_table.png"))
+    main(**vars(parser.parse_args()))
