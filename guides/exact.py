@@ -13,6 +13,8 @@ __all__ = ["Exact"]
 class Exact(nn.Module):
     """The exact posterior of `LinearGaussian`, q(z | x) = p(z | x): every log weight is log p(x).
 
+    Of a batch (x, observed) it knows the observed entries alone, and every log weight is log p(x_obs).
+
     It has no parameters but the model's.
 
     Raises: ValueError for a model other than `LinearGaussian`.
@@ -26,8 +28,8 @@ class Exact(nn.Module):
             )
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Sample z for each datum of x (B, D)."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Sample z for each datum of x (B, D), of which only `observed` entries are known."""
         pyro.module("linear_gaussian", self.model)
         with pyro.plate("data", len(x)):
-            return pyro.sample("z", self.model.posterior(x))
+            return pyro.sample("z", self.model.posterior(x, observed))

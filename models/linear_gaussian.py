@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.models.likelihoods import observed_only
+
 __all__ = ["LinearGaussian"]
 
 
@@ -21,7 +23,8 @@ class LinearGaussian(nn.Module):
 
     Attributes: `weight` W (D, L), `loc` mu (D,), `log_scale` log s, a scalar.
 
-    Sites: "z" (L,) and "x" (D,), in the plate "data".
+    Sites: "z" (L,) and "x" (D,), in the plate "data". A batch may be (x, observed): the entries of x where the bool
+    tensor `observed` does not hold are missing, and every quantity is that of the observed entries.
 
     Raises: ValueError for a size below 1, or a batch that does not have the shape (B, D).
 
@@ -61,31 +64,45 @@ class LinearGaussian(nn.Module):
         model.log_scale.copy_(0.5 * noise.log())
         return model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the model on a batch x (B, D); returns the observed x."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Run the model on a batch x (B, D), of which only `observed` entries count; returns the observed x."""
         self._check(x)
         pyro.module("linear_gaussian", self)
         with pyro.plate("data", len(x)):
             zero = self.weight.new_zeros(self.latent_dim)
             z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
-            loc = z @ self.weight.T + self.loc
-            return pyro.sample("x", dist.Normal(loc, self.log_scale.exp()).to_event(1), obs=x)
+            likelihood = dist.Normal(z @ self.weight.T + self.loc, self.log_scale.exp()).to_event(1)
+            if observed is not None:
+                likelihood, x = observed_only(likelihood, x, observed)
+            return pyro.sample("x", likelihood, obs=x)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log p(x), (B,), in nats: the density of N(mu, W W' + s2 I)."""
-        self._check(x)
-        return dist.LowRankMultivariateNormal(
-            self.loc, self.weight, (2 * self.log_scale).exp().expand(self.x_dim), validate_args=False
-        ).log_prob(x)
+    def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Exact log p(x_obs), (B,), in nats: the density of N(mu, W W' + s2 I) over the observed entries."""
+        residual, weight = self._observed(x, observed)
+        noise = (2 * self.log_scale).exp().expand(self.x_dim)
+        marginal = dist.LowRankMultivariateNormal(torch.zeros_like(self.loc), weight, noise, validate_args=False)
+        if observed is None:
+            return marginal.log_prob(residual)
+        # A missing entry stands in the density as a 0 under N(0, s2).
+        of_one = 0.5 * math.log(2 * math.pi) + self.log_scale
+        return marginal.log_prob(residual) + of_one * (~observed.bool()).sum(-1)
 
-    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        """Exact p(z | x) = N(M^-1 W'(x - mu), s2 M^-1) with M = W'W + s2 I, for x (B, D)."""
-        self._check(x)
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> dist.MultivariateNormal:
+        """Exact p(z | x_obs) = N(M^-1 W'(x - mu), s2 M^-1), M = W'W + s2 I over the observed entries of x (B, D)."""
+        residual, weight = self._observed(x, observed)
         noise = (2 * self.log_scale).exp()
         eye = torch.eye(self.latent_dim, dtype=self.weight.dtype, device=self.weight.device)
-        precision = self.weight.T @ self.weight / noise + eye
-        loc = torch.linalg.solve(precision, ((x - self.loc) @ self.weight / noise).mT).mT
+        precision = weight.mT @ weight / noise + eye
+        loc = torch.linalg.solve(precision, (residual @ self.weight / noise).unsqueeze(-1)).squeeze(-1)
         return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+    def _observed(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x - mu and W, with zeros for missing entries: (B, D) and (B, D, L), or (D, L) where none is."""
+        self._check(x)
+        if observed is None:
+            return x - self.loc, self.weight
+        observed = observed.bool()
+        return torch.where(observed, x - self.loc, 0.0), self.weight * observed.unsqueeze(-1)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] != self.x_dim:

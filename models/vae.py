@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.models.likelihoods import Bernoulli
+from pvae.models.likelihoods import Bernoulli, observed_only
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
 
@@ -25,7 +25,8 @@ class VAE(nn.Module):
         decoder: from (..., latent_dim) to (..., *likelihood.parameter_shape(x_shape)); by default an MLP
             with two hidden layers of 200 units.
 
-    Sites: "z" (latent_dim,) and "x" `x_shape`, in the plate "data".
+    Sites: "z" (latent_dim,) and "x" `x_shape`, in the plate "data". With a batch (x, observed) the density of "x" is
+    log p(x_obs | z), that of the entries where the bool tensor `observed` holds.
 
     Raises: ValueError for a `latent_dim` below 1, or a batch that does not have the shape (B, *x_shape).
 
@@ -50,8 +51,8 @@ class VAE(nn.Module):
         parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
         self.decoder = MLP(latent_dim, (200, 200), parameter_shape) if decoder is None else decoder
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the model on a batch x (B, *x_shape); returns the observed x."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Run the model on a batch x (B, *x_shape), of which only `observed` entries count; returns the observed x."""
         if tuple(x.shape[1:]) != self.x_shape:
             raise ValueError(
                 f"VAE expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
@@ -60,4 +61,7 @@ class VAE(nn.Module):
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(self.decoder(z), self.x_shape), obs=x)
+            likelihood = self.likelihood(self.decoder(z), self.x_shape)
+            if observed is not None:
+                likelihood, x = observed_only(likelihood, x, observed)
+            return pyro.sample("x", likelihood, obs=x)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pvae.generate import encode as encode
     from pvae.generate import reconstruct as reconstruct
     from pvae.generate import sample as sample
+    from pvae.imputation import Imputation as Imputation
+    from pvae.imputation import impute as impute
     from pvae.training.checkpoint import load as load
     from pvae.training.checkpoint import save as save
     from pvae.training.fit import FitResult as FitResult
@@ -48,12 +50,14 @@ _PACKAGES = (
 _HOMES = {
     "Comparison": "pvae.comparison",
     "FitResult": "pvae.training.fit",
+    "Imputation": "pvae.imputation",
     "LogMarginal": "pvae.estimators.log_marginal",
     "LogWeights": "pvae.weights",
     "check": "pvae.checking",
     "compare": "pvae.comparison",
     "encode": "pvae.generate",
     "fit": "pvae.training.fit",
+    "impute": "pvae.imputation",
     "load": "pvae.training.checkpoint",
     "log_marginal": "pvae.estimators.log_marginal",
     "log_weights": "pvae.weights",

@@ -17,6 +17,7 @@ SIGNATURES = {
     pvae.sample: "model num * like mean seed",
     pvae.reconstruct: "model guide x * mean seed",
     pvae.encode: "guide x * num_samples seed",
+    pvae.impute: "model guide data num_samples num_imputations * level site batch_size device seed progress",
     pvae.save: "path model guide example_batch * recipe record",
     pvae.load: "path model guide * device",
     pvae.data.load: "name root binarize download",

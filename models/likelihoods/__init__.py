@@ -21,3 +21,4 @@ from pvae.models.likelihoods.student_t import StudentT as StudentT
 from pvae.models.likelihoods.zero_inflated_negative_binomial import (
     ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomial,
 )
+from pvae.models.likelihoods.masked import observed_only as observed_only

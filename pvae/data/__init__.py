@@ -3,5 +3,6 @@
 from pvae.data.binarize import binarized
 from pvae.data.dataset import DataSet
 from pvae.data.load import load, names
+from pvae.data.missing import missing
 
-__all__ = ["DataSet", "binarized", "load", "names"]
+__all__ = ["DataSet", "binarized", "load", "missing", "names"]
