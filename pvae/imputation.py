@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -24,7 +23,7 @@ from pvae.layout import read_layout
 from pvae.params import settle
 from pvae.progress import Progress
 from pvae.runs import Layout, PairRun, place_of, run_pair
-from pvae.sites import Batch, Site, as_batch, data_plate, random_sites
+from pvae.sites import Batch, random_sites
 from pvae.store import private_store
 from pvae.weights import check_num_samples
 
@@ -109,7 +108,9 @@ def impute(
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level!r}; try 0.9")
     if not isinstance(data, tuple) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
-        raise ValueError("data must be a tuple of tensors (x, observed); make it with pvae.data.missing(x) from x with nan")
+        raise ValueError(
+            "data must be a tuple of tensors (x, observed); make it with pvae.data.missing(x) from x with nan"
+        )
     source = Batches((*missing(*data[:2]), *data[2:]), batch_size)
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -47,7 +49,7 @@ def observed_only(
     return _Observed(entries, observed).to_event(event_dim), torch.where(observed, x, _inside(entries, x))
 
 
-class _Observed(dist.MaskedDistribution):  # type: ignore[misc]
+class _Observed(dist.MaskedDistribution):
     """A masked distribution that knows its mode, as its mean."""
 
     @property
@@ -57,8 +59,9 @@ class _Observed(dist.MaskedDistribution):  # type: ignore[misc]
 
 def _inside(entries: dist.TorchDistribution, x: Tensor) -> Tensor:
     """A value in the support of each entry; 1/2 where it can be, as densities may be infinite at 0 and at 1."""
+    support: Any = entries.support
     value = torch.zeros_like(x)
     for candidate in (1.0, 0.5):
         trial = torch.full_like(x, candidate)
-        value = torch.where(entries.support.check(trial), trial, value)
+        value = torch.where(support.check(trial), trial, value)
     return value

@@ -134,7 +134,7 @@ def _checked(part: Any) -> Tensor:
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; drop or impute them, "
-                "or give (x, observed) = pvae.data.missing(x) to a model that takes both"
+                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; drop or impute "
+                "them, or give (x, observed) = pvae.data.missing(x) to a model that takes both"
             )
     return part

@@ -45,7 +45,7 @@ class WeightedMean:
     def estimate(self) -> tuple[Tensor, Tensor]:
         """The mean (B, ...), and its delta-method standard error, nan for a single draw.
 
-        sqrt(sum_k w_k^2 (f_k - mean)^2) / sum_k w_k: Owen (2013), Monte Carlo theory, methods and examples, section 9.2.
+        sqrt(sum_k w_k^2 (f_k - mean)^2) / sum_k w_k: Owen (2013), Monte Carlo theory, methods and examples, chapter 9.
         """
         total, squares, first, of_squares, second = self._sums
         total = _like(total, first)
@@ -58,8 +58,8 @@ class WeightedMean:
 class Picks:
     """M of the draws that come chunk by chunk, each picked by itself in proportion to the weights, with replacement.
 
-    The largest of log w_k plus Gumbel noise is such a pick (Gumbel 1954), and a largest value needs no total: what is
-    kept does not grow with K.
+    What is kept does not grow with K: a pick gives way to one of a new chunk with the chunk's share of all weights so
+    far (Chao 1982, A general purpose unequal probability sampling plan).
 
     Args:
         num: M.
@@ -68,20 +68,23 @@ class Picks:
     def __init__(self, num: int) -> None:
         self.num = num
         self.values: dict[str, Tensor] = {}
-        self._best = torch.zeros(())
+        self._log_total = torch.zeros(())
 
     def update(self, log_weights: Tensor, draws: Mapping[str, Tensor]) -> None:
         """Take a chunk: log weights (k, B) and draws by name, each (k, B, ...); `values` are then (M, B, ...)."""
-        noise = torch.empty(self.num, *log_weights.shape, device=log_weights.device, dtype=log_weights.dtype)
-        best, index = (log_weights - noise.exponential_().log()).max(1)
-        columns = torch.arange(log_weights.shape[1], device=log_weights.device)
-        picked = {name: value[index, columns] for name, value in draws.items()}
+        log_weights = log_weights.double().T.contiguous()
+        largest = log_weights.amax(-1, keepdim=True)
+        cumulative = (log_weights - torch.where(largest.isfinite(), largest, 0)).exp().cumsum(-1)
+        uniform = torch.rand(len(log_weights), self.num, dtype=torch.float64, device=log_weights.device)
+        index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).T
+        rows = index.clamp(max=log_weights.shape[1] - 1), torch.arange(len(log_weights), device=index.device)
+        picked, log_total = {name: value[rows] for name, value in draws.items()}, log_weights.logsumexp(-1)
         if not self.values:
-            self.values, self._best = picked, best
+            self.values, self._log_total = picked, log_total
             return
-        better = best > self._best
-        self.values = {name: torch.where(_like(better, new), new, self.values[name]) for name, new in picked.items()}
-        self._best = torch.maximum(best, self._best)
+        self._log_total = torch.logaddexp(self._log_total, log_total)
+        new = torch.rand(index.shape, device=index.device).log() < log_total - self._log_total
+        self.values = {name: torch.where(_like(new, value), value, self.values[name]) for name, value in picked.items()}
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:
