@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvae.guides.autoregressive import MonotonicAffineTransform, autoregressive_step
+from pvae.autoregressive import MonotonicAffineTransform, autoregressive_step
 from pvae.guides.flow import Flow
 
 __all__ = ["CouplingFlow"]

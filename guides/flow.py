@@ -35,7 +35,7 @@ class Flow(nn.Module):
         min_scale: floor on each scale of z_0.
         num_context: from the latent numbers of a datum, D, to the width of h.
 
-    Raises: ValueError for discrete sites, data of another shape than the example, or a negative length.
+    Raises: ValueError for discrete sites, data of another shape than the example, a negative length, or no context.
     """
 
     def __init__(
@@ -55,6 +55,10 @@ class Flow(nn.Module):
         self.length, self.min_scale = length, min_scale
         self.dim = sum(width(site) for site in self.sites)
         self.num_context = num_context(self.dim) if length else 0
+        if length and self.num_context < 1:
+            raise ValueError(
+                f"context must be at least 1, got {self.num_context!r}; the steps need it to depend on the data; try 64"
+            )
         self.encoder = Encoder(example_batch, 2 * self.dim + self.num_context, hidden, encoder)
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 
-from pvae.guides.autoregressive import autoregressive_step
+from pvae.autoregressive import autoregressive_step
 from pvae.guides.flow import Flow
 
 __all__ = ["IAF"]

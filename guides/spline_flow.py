@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
-from pvae.guides.autoregressive import MonotonicRQSTransform, autoregressive_step
+from pvae.autoregressive import MonotonicRQSTransform, autoregressive_step
 from pvae.guides.flow import Flow
 
 __all__ = ["SplineFlow"]

@@ -11,7 +11,13 @@ from torch.distributions import Distribution, Transform
 
 from pvae.nets import glorot
 
-__all__ = ["MonotonicAffineTransform", "MonotonicRQSTransform", "autoregressive_step"]
+__all__ = [
+    "ComposedTransform",
+    "MonotonicAffineTransform",
+    "MonotonicRQSTransform",
+    "NormalizingFlow",
+    "autoregressive_step",
+]
 
 
 @contextmanager
@@ -27,8 +33,9 @@ def _unchanged() -> Iterator[None]:
 
 
 with _unchanged():
+    from zuko.distributions import NormalizingFlow
     from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-    from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+    from zuko.transforms import ComposedTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 # Of the last weights: a flow starts near its base, and still every weight has a gradient.
 _START = 0.1
@@ -44,24 +51,20 @@ def autoregressive_step(
 ) -> nn.Module:
     """From a context (B, context) to a transform of z (..., B, D): z'_i = f(z_i; a_i), a = net(z, context) masked.
 
+    Without a context it is called with none, and is one transform of all z (..., D).
+
     Forward is one pass for all i; its inverse takes as many passes as the longest chain in `follows`.
 
     Args:
         dim: D.
-        context: width of the context, at least 1.
+        context: width of the context, 0 for none.
         hidden: widths of the masked net's hidden layers (tanh).
         follows: (D, D), whether a_i may depend on z_j; without a cycle.
         univariate: from the parts of a_i to f, a torch transform of reals.
         shapes: shapes of those parts.
 
-    Raises: ValueError for no context.
-
     Germain, Gregor, Murray and Larochelle (2015), MADE: Masked Autoencoder for Distribution Estimation.
     """
-    if context < 1:
-        raise ValueError(
-            f"context must be at least 1, got {context!r}; the steps need it to depend on the data; try 64"
-        )
     step = MaskedAutoregressiveTransform(
         dim,
         context,

@@ -1,0 +1,55 @@
+"""The distribution that is an equal mixture of given ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["EqualMixture"]
+
+
+class EqualMixture(dist.TorchDistribution):
+    """p(z) = 1/M sum_m p_m(z), where components are drawn from by index, so that M costs a draw nothing.
+
+    `dist.MixtureSameFamily` draws from all components to keep one.
+
+    Args:
+        components: p_1, ..., p_M, of batch shape (M,) and event shape (D,).
+        draw: from indices (N,) to one draw of each of these components, (N, D).
+        batch_shape: that of the mixture.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        components: dist.TorchDistribution,
+        draw: Callable[[Tensor], Tensor],
+        batch_shape: torch.Size = torch.Size(),
+    ) -> None:
+        self.components, self.draw = components, draw
+        super().__init__(batch_shape, components.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EqualMixture:
+        """The same mixture for more draws."""
+        return EqualMixture(self.components, self.draw, torch.Size(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without history, (*sample_shape, *batch_shape, D)."""
+        shape = self.shape(sample_shape)
+        (num_components,) = self.components.batch_shape
+        with torch.no_grad():
+            return self.draw(torch.randint(num_components, (shape[:-1].numel(),))).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z) of z (..., D), (...)."""
+        (num_components,) = self.components.batch_shape
+        at = value[..., None, :].expand(*value.shape[:-1], num_components, -1)
+        return self.components.log_prob(at).logsumexp(-1) - math.log(num_components)
