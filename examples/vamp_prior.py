@@ -1,8 +1,8 @@
 """Three priors for one model: the standard normal, a mixture of Gaussians, and the VampPrior.
 
-Each VAE (z = 40, two tanh layers of 300 units) is trained from the same start for as many epochs, the KL warmed up; what
-changes from row to row is `VAE(prior=...)`, and that the VampPrior is tied to its guide. What to see: log p(x) rises
-with a prior that fits the codes, the VampPrior's most.
+Each VAE (z = 40, two tanh layers of 300 units) is trained from the same start for as many epochs, the KL warmed up;
+what changes from row to row is `VAE(prior=...)`, and that the VampPrior is tied to its guide. What to see: log p(x)
+rises with a prior that fits the codes, the VampPrior's most.
 
     python examples/vamp_prior.py [--data-root FOLDER_OF_BINARIZED_MNIST] [--smoke] [--out vamp_prior.png]
 """
@@ -32,7 +32,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         data = pvae.data.load("digits", binarize="static")
     else:
         data = pvae.data.load("binarized_mnist", root=data_root)
-    epochs, num_components, num_samples, num_test = (1, 10, 20, 20) if smoke else (30, 200, 1000, 1000)
+    epochs, num_components, num_samples, num_test = (1, 10, 20, 20) if smoke else (15, 100, 1000, 1000)
     steps_per_epoch = -(-len(data.train) // 100)
     mean = data.train.float().mean(0)
     priors = {

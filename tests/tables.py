@@ -34,6 +34,7 @@ from pvae.guides import (
 )
 from pvae.models import VAE, LinearGaussian, SigmoidBeliefNet, likelihoods
 from pvae.models.likelihoods import Gaussian
+from pvae.models.priors import FlowPrior, GaussianMixture, VampPrior, pseudo_inputs_near
 from pvae.nets import MLP, ConvDecoder
 from pvae.objectives import (
     CIWAE,
@@ -81,8 +82,21 @@ def mixed_columns() -> Tensor:
 
 
 def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None) -> VAE:
+def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None, prior: nn.Module | None = None) -> VAE:
     likelihood = likelihood or VAE(shape, 2).likelihood
-    return VAE(shape, 2, likelihood=likelihood, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
+    return VAE(shape, 2, likelihood=likelihood, prior=prior, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
+
+
+def tying(make: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """Build a guide, and tie the prior of a model that wants it to."""
+
+    def build(model: Any, x: Tensor) -> Any:
+        guide = make(model, x)
+        if hasattr(getattr(model, "prior", None), "tie"):
+            model.prior.tie(guide)
+        return guide
+
+    return build
 
 
 class OneHotPrior(nn.Module):
@@ -127,6 +141,12 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
         lambda: vae((5,), likelihoods.Columns(("real", "real", "binary", "count", ("categorical", 3)))),
         mixed_columns,
     ),
+    "VAE, mixture prior": (lambda: vae((1, 4, 4), prior=GaussianMixture(2, 3)), lambda: binary(1, 4, 4)),
+    "VAE, flow prior": (lambda: vae((1, 4, 4), prior=FlowPrior(2, 2, (6,))), lambda: binary(1, 4, 4)),
+    "VAE, VampPrior": (
+        lambda: vae((1, 4, 4), prior=VampPrior(2, pseudo_inputs_near(binary(1, 4, 4), 4))),
+        lambda: binary(1, 4, 4),
+    ),
     "VAE, one-hot prior": (
         lambda: VAE((1, 4, 4), 3, prior=OneHotPrior(), decoder=MLP(3, (5,), (1, 4, 4))),
         lambda: binary(1, 4, 4),
@@ -156,6 +176,7 @@ GUIDES: dict[str, Callable[[Any, Tensor], Any]] = {
     "SplineFlow": lambda model, x: SplineFlow(model, x, hidden=(5,), step_hidden=(6,), context=3),
     "TopDown": lambda model, x: TopDown(model, x, hidden=(5,)),
 }
+GUIDES = {name: tying(make) for name, make in GUIDES.items()}
 
 NO_DENSITY = {"Delta"}
 
@@ -164,6 +185,9 @@ NO_MEAN = {"CouplingFlow", "IAF", "PlanarFlow", "SplineFlow"}
 
 # Built for certain data, with no encoder of the user's choice.
 NOT_AMORTISED = {"Exact", "Local"}
+
+# What gives no density of any z for any datum, of which a VampPrior could be made.
+WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
 
 # What trains a guide whose draws have no pathwise gradient.
 BY_SCORE = {"Bernoulli", "Categorical"}
@@ -207,6 +231,10 @@ def refusal(model: str, guide: str) -> str | None:
     if guide == "Exact":
         name = model.split(",")[0]
         return None if name == "LinearGaussian" else f"LinearGaussian.*got {name}; use"
+    if guide == "Ladder" and model in ("VAE, mixture prior", "VAE, flow prior", "VAE, VampPrior"):
+        return "Ladder multiplies Gaussians.*use TopDown"
+    if guide in WITHOUT_A_POSTERIOR and model == "VAE, VampPrior":
+        return f"VampPrior needs a guide with one latent site.*got {guide}.*use MeanField"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
     if guide in DISCRETE:
         kind = {"Bernoulli": "binary", "Categorical": "categorical"}.get(guide.removeprefix("Relaxed"))

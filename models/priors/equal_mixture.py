@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -32,14 +32,14 @@ class EqualMixture(dist.TorchDistribution):
         self,
         components: dist.TorchDistribution,
         draw: Callable[[Tensor], Tensor],
-        batch_shape: torch.Size = torch.Size(),
+        batch_shape: Sequence[int] = (),
     ) -> None:
         self.components, self.draw = components, draw
-        super().__init__(batch_shape, components.event_shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), components.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> EqualMixture:
         """The same mixture for more draws."""
-        return EqualMixture(self.components, self.draw, torch.Size(batch_shape))
+        return EqualMixture(self.components, self.draw, batch_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws without history, (*sample_shape, *batch_shape, D)."""

@@ -17,11 +17,11 @@ __all__ = ["FlowPrior"]
 
 
 class FlowPrior(nn.Module):
-    """A masked autoregressive flow: noise e = f_T(...f_1(z)) ~ N(0, I), p(z) = N(e; 0, I) |det de / dz|.
+    """A masked autoregressive flow: e = f_T(... f_1(z)) is N(0, I), so that p(z) = N(e; 0, I) |det de / dz|.
 
-    Each step is e_i = exp(s_i) z_i + t_i, where a masked net gives s_i and t_i of the numbers before i, in an order that
-    is reversed from each step to the next. The density of any z, which is what training and log p(x) take, is one pass;
-    a draw takes latent_dim passes per step. It starts near the standard normal.
+    Each step is e_i = exp(s_i) z_i + t_i, where a masked net gives s_i and t_i of the numbers before i, in an order
+    that is reversed from each step to the next. The density of any z, which is what training and log p(x) take, is one
+    pass; a draw takes latent_dim passes per step. It starts near the standard normal.
 
     Args:
         latent_dim: dimensions of z; of one alone it is a Gaussian.
@@ -56,7 +56,7 @@ class FlowPrior(nn.Module):
         return _Flow(ComposedTransform(*(step() for step in self.steps)), noise)
 
 
-class _Flow(NormalizingFlow, TorchDistributionMixin):  # type: ignore[misc]
+class _Flow(NormalizingFlow, TorchDistributionMixin):
     """Zuko's distribution with what Pyro asks of one."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

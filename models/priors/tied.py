@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class TiedPrior(nn.Module):
                 z = example.new_zeros(3, len(example), self.latent_dim)
                 known = tuple(posterior.event_shape) == z.shape[2:] and bool(posterior.log_prob(z).isfinite().all())
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            raise ValueError(self._refusal(guide, " ".join(str(error).split()))) from error
+            raise ValueError(self._refusal(guide, " ".join(str(error).split()) or type(error).__name__)) from error
         if not known:
             raise ValueError(self._refusal(guide, "it draws other shapes, or from points"))
         self._tied = (guide,)
@@ -122,13 +122,13 @@ class _Untied(dist.TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
-    def __init__(self, prior: str, zero: Tensor, batch_shape: torch.Size = torch.Size()) -> None:
+    def __init__(self, prior: str, zero: Tensor, batch_shape: Sequence[int] = ()) -> None:
         self.prior, self.zero = prior, zero
-        super().__init__(batch_shape, zero.shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), zero.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Untied:
         """The same for more draws."""
-        return _Untied(self.prior, self.zero, torch.Size(batch_shape))
+        return _Untied(self.prior, self.zero, batch_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, (*sample_shape, *batch_shape, latent_dim)."""
