@@ -71,6 +71,8 @@ def train(
     model: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "vae",
     guide: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "mean_field",
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
+    prior: Annotated[str | None, typer.Option(help="By default the standard normal (see `pvae list`).")] = None,
+    num_components: Annotated[int | None, typer.Option(help="Of the prior: of a mixture, or pseudo-inputs.")] = None,
     objective: Annotated[str, typer.Option(help="A name, such as elbo or iwae (see `pvae list`).")] = "elbo",
     num_samples: Annotated[int | None, typer.Option(help="Particles of the objective.")] = None,
     gradient: Annotated[str | None, typer.Option(help="pathwise, stl, dreg, score or mixed.")] = None,
@@ -92,18 +94,28 @@ def train(
     """Train a pair, and write a run folder."""
     import pvae
     from pvae import recipes
-    from pvae.commands import flat_for, free_folder, objective_for, own_function, start_at_mean, turns_of, widths
+    from pvae.commands import (
+        flat_for,
+        free_folder,
+        objective_for,
+        own_function,
+        start_at_mean,
+        start_near_data,
+        turns_of,
+        widths,
+    )
     from pvae.contexts import seeded
     from pvae.training.checkpoint import amend_config
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
     dataset = flat_for(model, dataset)
     chosen, turns = objective_for(objective, dataset, num_samples, gradient, baseline), turns_of(inference_steps)
-    recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood)
+    recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
     if not recipes.is_own(model):
         start_at_mean(pair[0], dataset)
+        start_near_data(pair[0], dataset, seed)
     folder = out or free_folder(Path("runs"), f"{Path(data).stem}-{_word(model)}-{_word(guide)}")
     result = pvae.fit(
         *pair,

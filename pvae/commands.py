@@ -18,6 +18,7 @@ import torch
 import pvae
 from pvae import recipes
 from pvae.data.dataset import DataSet
+from pvae.models.priors import ExemplarPrior, VampPrior, pseudo_inputs_near
 from pvae.nets import init_output_bias
 from pvae.objectives.objective import Objective
 from pvae.training.checkpoint import load, read_config
@@ -36,6 +37,7 @@ __all__ = [
     "own_function",
     "record_result",
     "start_at_mean",
+    "start_near_data",
     "turns_of",
     "widths",
 ]
@@ -145,6 +147,17 @@ def start_at_mean(model: Any, dataset: DataSet) -> None:
     """Start a Bernoulli decoder at the data mean."""
     if isinstance(getattr(model, "likelihood", None), pvae.models.likelihoods.Bernoulli):
         init_output_bias(model.decoder, dataset.train.mean(0))
+
+
+@torch.no_grad()
+def start_near_data(model: Any, dataset: DataSet, seed: int) -> None:
+    """Start the pseudo-inputs of a VampPrior near random data, and make random data the exemplars of a prior."""
+    prior = getattr(model, "prior", None)
+    if isinstance(prior, ExemplarPrior):
+        order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))
+        prior.exemplars.copy_(dataset.train[order[: len(prior.exemplars)]])
+    if isinstance(prior, VampPrior):
+        prior.free.copy_(pseudo_inputs_near(dataset.train, len(prior.free), bounds=prior.bounds, seed=seed))
 
 
 def free_folder(parent: Path, name: str) -> Path:

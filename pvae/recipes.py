@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
+from pvae.models.priors.tied import TiedPrior
 from pvae.nets import MLP
 
 __all__ = ["build", "construct", "exported", "is_own", "pick", "recipe_for"]
@@ -57,15 +58,23 @@ def is_own(name: str) -> bool:
 
 
 def recipe_for(
-    dataset: DataSet, model: str, guide: str, latent_dim: int, hidden: tuple[int, ...], likelihood: str | None = None
+    dataset: DataSet,
+    model: str,
+    guide: str,
+    latent_dim: int,
+    hidden: tuple[int, ...],
+    likelihood: str | None = None,
+    prior: str | None = None,
+    num_components: int | None = None,
 ) -> dict[str, Any]:
     """All that `build` needs for a pair over a data set, as plain values for config.json.
 
-    Raises: ValueError for an unknown model, or a likelihood beside a model that has one of its own.
+    Raises: ValueError for an unknown model, or a likelihood or prior beside a model that has one of its own.
     """
-    takes_likelihood = not is_own(model) and "likelihood" in inspect.signature(pick("pvae.models", model)).parameters
-    if likelihood is not None and not takes_likelihood:
-        raise ValueError(f"{model} has a likelihood of its own, got {likelihood!r} besides; leave likelihood out")
+    takes = {} if is_own(model) else inspect.signature(pick("pvae.models", model)).parameters
+    for part, name in {"likelihood": likelihood, "prior": prior}.items():
+        if name is not None and part not in takes:
+            raise ValueError(f"{model} has a {part} of its own, got {name!r} besides; leave {part} out")
     shape = list(dataset.shape)
     recipe: dict[str, Any] = {
         "model": model,
@@ -82,6 +91,22 @@ def recipe_for(
         recipe["num_values"] = _grid_size(dataset.train)
     elif recipe["likelihood"] == "multinomial":
         recipe["total_count"] = max(1, round(dataset.train.flatten(1).sum(1).mean().item()))
+    return recipe | _recipe_of_prior(dataset, prior, num_components)
+
+
+def _recipe_of_prior(dataset: DataSet, prior: str | None, num_components: int | None) -> dict[str, Any]:
+    takes = {} if prior is None else inspect.signature(pick("pvae.models.priors", prior)).parameters
+    if num_components is not None and not {"num_components", "pseudo_inputs", "exemplars"} & takes.keys():
+        raise ValueError(
+            f"the prior {prior or 'standard_normal'} has no components, got {num_components}; leave it out"
+        )
+    recipe: dict[str, Any] = {} if prior is None else {"prior": prior}
+    if num_components is not None:
+        recipe["num_components"] = num_components
+    if {"pseudo_inputs", "exemplars"} & takes.keys():
+        recipe.setdefault("num_components", min(500, len(dataset.train)))
+    if "bounds" in takes:
+        recipe["bounds"] = [0.0, 1.0] if dataset.observed_kind in ("binary", "unit") else None
     return recipe
 
 
@@ -100,6 +125,8 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
         example = torch.zeros(2, *recipe["x_shape"], dtype=getattr(torch, recipe["dtype"]))
         offers = {"model": model, "example_batch": example, "hidden": tuple(recipe["hidden"])}
         guide = construct(pick("pvae.guides", recipe["guide"]), offers)
+    if isinstance(prior := getattr(model, "prior", None), TiedPrior):
+        prior.tie(guide)
     return model, guide
 
 
@@ -120,9 +147,22 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
         widths = tuple(reversed(recipe["hidden"]))
         offers["likelihood"] = likelihood
         offers["decoder"] = MLP(latent_dim, widths, likelihood.parameter_shape(x_shape))
+    if "prior" in recipe:
+        offers["prior"] = _build_prior(recipe)
     model: nn.Module = construct(cls, offers)
     dtype = getattr(torch, recipe["dtype"])
     return model.to(dtype) if dtype.is_floating_point else model
+
+
+def _build_prior(recipe: Mapping[str, Any]) -> Any:
+    offers: dict[str, Any] = {"latent_dim": recipe["latent_dim"]}
+    if "num_components" in recipe:
+        offers["num_components"] = recipe["num_components"]
+        # Their start is in the data, or the checkpoint.
+        offers["pseudo_inputs"] = offers["exemplars"] = torch.zeros(recipe["num_components"], *recipe["x_shape"])
+    if "bounds" in recipe:
+        offers["bounds"] = recipe["bounds"] and tuple(recipe["bounds"])
+    return construct(pick("pvae.models.priors", recipe["prior"]), offers)
 
 
 def construct(cls: type, offers: Mapping[str, Any]) -> Any:

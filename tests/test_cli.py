@@ -317,6 +317,30 @@ def test_sample_of_flat_data_writes_arrays(suffix, tmp_path):
     assert (reconstructions[:, 1] == pvae.reconstruct(model, guide, test, seed=0)["x"].numpy()).all()
 
 
+@pytest.mark.parametrize("prior", ["vamp_prior", "gaussian_mixture", "flow_prior", "exemplar_prior"])
+def test_prior_is_named_trained_and_found_again(prior, tmp_path):
+    options = ["--num-components", 7] if prior != "flow_prior" else []
+    out = tmp_path / "run"
+    run("train", *TINY, "--data", "digits", "--binarize", "static", "--prior", prior, *options, "--out", out)
+    model, guide = pvae.load(out)
+    assert type(model.prior).__name__.lower() == prior.replace("_", "")
+    data = pvae.data.load("digits", binarize="static")
+    if prior == "vamp_prior":
+        # Two epochs move them little from data drawn in by 0.05.
+        start = pvae.models.priors.pseudo_inputs_near(data.train, 7, seed=0)
+        assert 0 < (model.prior.free - start).abs().max() < 0.05
+    mean = run_json("logp", out, "--samples", 40, "--subset", 20)["mean"]
+    assert mean == pytest.approx(pvae.log_marginal(model, guide, data.test[:20], K).mean, abs=1e-5)
+
+
+def test_prior_without_components_or_model_without_prior_is_refused(tmp_path):
+    assert "flow_prior has no components, got 3" in refusal("train", "--prior", "flow_prior", "--num-components", 3)
+    assert "unknown prior 'vamp': the choices are" in refusal("train", "--prior", "vamp")
+    assert "linear_gaussian has a prior of its own" in refusal(
+        "train", "--model", "linear_gaussian", "--prior", "gaussian"
+    )
+
+
 # --- list
 
 

@@ -14,7 +14,15 @@ from pvae.aggregate import log_aggregate_posterior
 from pvae.estimators import ImportanceSampling
 from pvae.guides import IAF, Delta, FullCovariance, MeanField, PlanarFlow
 from pvae.models import VAE, likelihoods
-from pvae.models.priors import FlowPrior, Gaussian, GaussianMixture, StandardNormal, VampPrior, pseudo_inputs_near
+from pvae.models.priors import (
+    ExemplarPrior,
+    FlowPrior,
+    Gaussian,
+    GaussianMixture,
+    StandardNormal,
+    VampPrior,
+    pseudo_inputs_near,
+)
 from pvae.nets import MLP
 from pvae.objectives import ELBO, IWAE
 from pvae.store import private_store
@@ -26,10 +34,10 @@ def vae(prior, latent_dim=2):
     return VAE((1, 4, 4), latent_dim, prior=prior, decoder=MLP(latent_dim, (5,), (1, 4, 4))).double()
 
 
-def tied(pseudo_inputs, latent_dim=2, family=MeanField, spread=3.0):
-    """A VAE with a VampPrior, and its guide, whose posteriors are well apart."""
+def tied(inputs, latent_dim=2, family=MeanField, spread=3.0, prior=VampPrior):
+    """A VAE with a VampPrior (or its kin), and its guide, whose posteriors are well apart."""
     torch.manual_seed(1)
-    model = vae(VampPrior(latent_dim, pseudo_inputs), latent_dim)
+    model = vae(prior(latent_dim, inputs), latent_dim)
     guide = family(model, X, hidden=(6,)).double()
     with torch.no_grad():
         guide.encoder.head.weight.mul_(spread)
@@ -50,10 +58,12 @@ def in_one_dim(name):
     """A prior over one number, and what keeps it alive."""
     if name == "VampPrior":
         return tied(pseudo_inputs_near(X, 5), 1)[0].prior
+    if name == "ExemplarPrior":
+        return moved(tied(X, 1, prior=ExemplarPrior)[0].prior)
     return moved({"Gaussian": Gaussian, "GaussianMixture": GaussianMixture, "FlowPrior": FlowPrior}[name](1))
 
 
-ONE_DIM = ["Gaussian", "GaussianMixture", "FlowPrior", "VampPrior"]
+ONE_DIM = ["Gaussian", "GaussianMixture", "FlowPrior", "VampPrior", "ExemplarPrior"]
 
 
 @pytest.mark.parametrize("name", ONE_DIM)
@@ -153,6 +163,24 @@ def test_vamp_prior_at_all_data_is_the_aggregate_posterior(family):
         before = model.prior().log_prob(z)
         model.prior.free.copy_(model.prior.free[torch.randperm(12)])
         torch.testing.assert_close(model.prior().log_prob(z), before)
+
+
+def test_exemplar_prior_by_hand_and_on_subsets():
+    model, guide = tied(X, prior=lambda dim, x: ExemplarPrior(dim, x, subset=3))
+    z = torch.randn(4, 2, dtype=torch.float64)
+    locs = guide.encoder(X)[:, :2]
+    components = Normal(locs, model.prior.log_scale.exp()).log_prob(z[:, None]).sum(-1)
+    with private_store(model), torch.no_grad():
+        subsets = torch.stack([model.prior().log_prob(z) for _ in range(3000)])
+        model.eval()
+        torch.testing.assert_close(model.prior().log_prob(z), components.logsumexp(1) - math.log(12))
+    # The density itself is unbiased, and any subset is one of three exemplars.
+    density = subsets.exp()
+    error = density.std(0) / math.sqrt(len(density))
+    assert ((density.mean(0) - components.exp().mean(1)).abs() < 5 * error).all()
+    result = pvae.fit(model, guide, X, steps=4, step_mode="traced", progress=False)
+    assert result.step_mode == "traced"
+    assert pvae.log_marginal(model, guide, X, ImportanceSampling(50)).values.isfinite().all()
 
 
 # --- gradients by hand
@@ -285,6 +313,8 @@ def test_mistakes_are_refused_in_one_line():
         (lambda: FlowPrior(2, 0), "length must be a whole number of at least 1, got 0"),
         (lambda: VampPrior(2, torch.zeros(3)), r"shape \(M, \*x_shape\), got \(3,\)"),
         (lambda: VampPrior(2, X, bounds=(1.0, 0.0)), "bounds must be a least and a larger number"),
+        (lambda: ExemplarPrior(2, X, 0), "subset must be a whole number of at least 1, got 0"),
+        (lambda: ExemplarPrior(2, torch.zeros(3)), r"shape \(N, \*x_shape\), got \(3,\)"),
         (lambda: pseudo_inputs_near(X, 0), "num must be a whole number of at least 1, got 0"),
         (lambda: VampPrior(2, X).tie("mean_field"), "tie takes a built guide module, got 'mean_field'"),
     ):

@@ -1,5 +1,6 @@
 """Priors p(z): modules whose forward gives the distribution of one latent vector."""
 
+from pvae.models.priors.exemplar_prior import ExemplarPrior as ExemplarPrior
 from pvae.models.priors.flow_prior import FlowPrior as FlowPrior
 from pvae.models.priors.gaussian import Gaussian as Gaussian
 from pvae.models.priors.gaussian_mixture import GaussianMixture as GaussianMixture

@@ -53,10 +53,10 @@ class TiedPrior(nn.Module):
         example = self._example()
         try:
             with private_store(guide), torch.no_grad(), seeded(0, example.device), called_modules():
-                posterior = _posterior(guide, example)["fn"]
+                components = self._components(_posterior(guide, example)["fn"])
                 z = example.new_zeros(3, len(example), self.latent_dim)
-                known = tuple(posterior.event_shape) == z.shape[2:] and bool(posterior.log_prob(z).isfinite().all())
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+                known = tuple(components.event_shape) == z.shape[2:] and bool(components.log_prob(z).isfinite().all())
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(self._refusal(guide, " ".join(str(error).split()) or type(error).__name__)) from error
         if not known:
             raise ValueError(self._refusal(guide, "it draws other shapes, or from points"))
@@ -72,11 +72,15 @@ class TiedPrior(nn.Module):
         """Some inputs to try a guide on."""
         raise NotImplementedError
 
-    def _posteriors(self, inputs: Tensor) -> dist.TorchDistribution:
-        """q(z | u_m) of all inputs u (M, ...), batch shape (M,); its parameters are stated as the model's."""
+    def _components(self, posteriors: dist.TorchDistribution) -> dist.TorchDistribution:
+        """What p(z) is the equal mixture of, from the guide's posteriors; batch shape (M,)."""
+        return posteriors
+
+    def _components_at(self, inputs: Tensor) -> dist.TorchDistribution:
+        """The components of all inputs u (M, ...); the guide's parameters are stated as the model's."""
         (guide,) = self._tied
         pyro.module("tied_guide", guide)
-        return _posterior(guide, inputs)["fn"]
+        return self._components(_posterior(guide, inputs)["fn"])
 
     def _draws(self, inputs: Tensor) -> Tensor:
         """One draw from q(z | u_n) for each of the inputs u (N, ...), (N, latent_dim)."""

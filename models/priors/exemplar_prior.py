@@ -1,0 +1,70 @@
+"""The exemplar prior: Gaussians around the codes of training data."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pvae.models.priors.equal_mixture import EqualMixture
+from pvae.models.priors.tied import TiedPrior
+
+__all__ = ["ExemplarPrior"]
+
+
+class ExemplarPrior(TiedPrior):
+    """Gaussians around codes of training data, p(z) = 1/M sum_m N(z | E_q[z | x_m], scale^2 I), with a shared scale.
+
+    In training mode the mixture is over a random subset of the exemplars, drawn anew at each step, which makes the
+    objective a little too small: log of a mean over a subset is in expectation at most that over all. In evaluation
+    mode it is over all of them: give as many as log p(x) shall pay for.
+
+    The paper leaves a datum's own component out in training, so that codes cannot hide behind themselves. A prior does
+    not see the batch, so here a datum meets itself in a share `subset` / N of its steps: keep the subset well below N.
+
+    As of a `VampPrior`, the guide is part of the model: build it, call `model.prior.tie(guide)`.
+
+    Args:
+        latent_dim: dimensions of z.
+        exemplars: training data, (N, *x_shape); kept as a buffer.
+        subset: exemplars per training step, at most.
+
+    Attributes: `exemplars` (N, *x_shape), `log_scale`, a scalar.
+
+    Raises: ValueError for exemplars that are not (N, *x_shape), or a subset below 1; at `tie` for a guide that does not
+        serve; ValueError for the density of a prior that is not tied.
+
+    Norouzi, Fleet and Norouzi (2020), Exemplar VAE: Linking Generative Models, Nearest Neighbor Retrieval, and Data
+    Augmentation.
+    """
+
+    exemplars: Tensor
+
+    def __init__(self, latent_dim: int, exemplars: Tensor, subset: int = 100) -> None:
+        super().__init__(latent_dim)
+        if exemplars.dim() < 2 or not len(exemplars):
+            raise ValueError(
+                f"exemplars must be of shape (N, *x_shape), got {tuple(exemplars.shape)}; give for example "
+                "data.train[:5000]"
+            )
+        if not isinstance(subset, int) or subset < 1:
+            raise ValueError(f"subset must be a whole number of at least 1, got {subset!r}; try 100")
+        self.subset = subset
+        self.register_buffer("exemplars", exemplars.detach().clone())
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> dist.TorchDistribution:
+        """Event shape (latent_dim,)."""
+        if not self._tied:
+            return self._untied(self.log_scale)
+        chosen = self.exemplars
+        if self.training and self.subset < len(chosen):
+            chosen = chosen[torch.randint(len(chosen), (self.subset,), device=chosen.device)]
+        components = self._components_at(chosen)
+        return EqualMixture(components, lambda index: torch.normal(components.mean[index], components.stddev[index]))
+
+    def _components(self, posteriors: dist.TorchDistribution) -> dist.TorchDistribution:
+        return dist.Normal(posteriors.mean, self.log_scale.exp()).to_event(1)
+
+    def _example(self) -> Tensor:
+        return self.exemplars[:2]
