@@ -6,6 +6,7 @@ from pvae.guides.bottom_up import BottomUp as BottomUp
 from pvae.guides.categorical import Categorical as Categorical
 from pvae.guides.coupling_flow import CouplingFlow as CouplingFlow
 from pvae.guides.delta import Delta as Delta
+from pvae.guides.empty import Empty as Empty
 from pvae.guides.exact import Exact as Exact
 from pvae.guides.full_covariance import FullCovariance as FullCovariance
 from pvae.guides.iaf import IAF as IAF

@@ -20,6 +20,7 @@ __all__ = [
     "Plate",
     "base_of",
     "data_plate",
+    "find_latent_sites",
     "is_enumerated",
     "latent_sites",
     "plate_nesting",
@@ -127,6 +128,14 @@ def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) 
 
     Raises: ValueError if the model cannot run, or breaks the contract (no data plate, no latent site).
     """
+    sites = find_latent_sites(model, batch)
+    if not sites:
+        raise ValueError("the model has no latent site, so a guide has nothing to infer; use pvae.guides.Empty")
+    return sites
+
+
+def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
+    """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
     with (
         private_store(model),
@@ -140,7 +149,7 @@ def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) 
         model(*arguments)
     trace = run.trace
     data = data_plate(trace, len(arguments[0]))
-    sites = tuple(
+    return tuple(
         LatentSite(
             name,
             site["fn"].event_shape,
@@ -151,6 +160,3 @@ def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) 
         for name, site in random_sites(trace).items()
         if not site["is_observed"] and not is_enumerated(site)
     )
-    if not sites:
-        raise ValueError("the model has no latent site, so a guide has nothing to infer; use an empty guide")
-    return sites

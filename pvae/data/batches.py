@@ -41,7 +41,7 @@ class Batches:
         self._device = torch.device("cpu")
         self.reseed(0)
         if self._dataset is not None:
-            self._parts = (_split(self._dataset, split),)
+            self._parts = _parts(self._dataset, split)
         elif self._loader is None:
             parts = data if isinstance(data, tuple) else (data,)
             self._parts = tuple(_checked(part) for part in parts)
@@ -89,7 +89,7 @@ class Batches:
                 rows = order[start : start + self._size]
                 batch = tuple(part.index_select(0, rows) for part in self._parts)
             if self._dataset is not None:
-                batch = (self._dataset.observe(batch[0], self._draws),)
+                batch = (self._dataset.observe(batch[0], self._draws), *batch[1:])
             yield batch
 
     def describe(self) -> dict[str, Any]:
@@ -109,10 +109,10 @@ class Batches:
             raise ValueError("the DataLoader gave no batch; expected at least one datum")
 
 
-def _split(dataset: DataSet, split: str) -> Tensor:
+def _parts(dataset: DataSet, split: str) -> tuple[Tensor, ...]:
     if split not in dataset.splits:
         raise ValueError(f"data set '{dataset.name}' has no {split} split, only {list(dataset.splits)}; give one")
-    return dataset.splits[split]
+    return dataset.parts(split)
 
 
 def _checked(part: Any) -> Tensor:

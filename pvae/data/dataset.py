@@ -1,12 +1,13 @@
 """A data set: its splits, the kind of value they hold, and what a model sees of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pvae.data.beside import Parts, as_beside, one_hot_labels
 from pvae.data.kinds import Binarization, Kind, as_stored, check_binarization, check_kind
 
 __all__ = ["Binarization", "DataSet", "Kind"]
@@ -19,10 +20,11 @@ class DataSet:
     `kind` is the kind of the values as stored (categories are int64, every other kind floats). `binarize`
     records how the data become binary: "dynamic" keeps intensities and draws afresh on every `observe`;
     "static" and "threshold" are stored binary already (`pvae.data.binarized` makes all three). `labels` maps
-    the name of a split to (N,) int64.
+    the name of a split to (N,) int64. `beside` maps the name of every split to what its batches carry beside the data,
+    one tensor (N, ...) or several: with it a batch is (x, *beside), as conditional models take it.
 
     Raises ValueError for splits that are empty, differ in shape or dtype, are not finite or leave the range
-    of `kind`, for labels that do not fit, and for a `binarize` that does not go with `kind`.
+    of `kind`, for labels or a `beside` that do not fit, and for a `binarize` that does not go with `kind`.
     """
 
     name: str
@@ -32,6 +34,7 @@ class DataSet:
     kind: Kind = "real"
     binarize: Binarization | None = None
     labels: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    beside: Mapping[str, Tensor | Parts] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
@@ -43,6 +46,9 @@ class DataSet:
                 object.__setattr__(self, split, stored)
                 self._check_alike(split, stored)
         self._check_labels()
+        if self.beside is not None:
+            stored_beside = as_beside(self.beside, self.splits, f"data set {self.name!r}")
+            object.__setattr__(self, "beside", stored_beside)
 
     @property
     def splits(self) -> dict[str, Tensor]:
@@ -60,6 +66,36 @@ class DataSet:
         """The kind of what a model sees: "binary" if the data are binarized, else the kind as stored."""
         return self.kind if self.binarize is None else "binary"
 
+    def parts(self, split: str) -> Parts:
+        """What the batches of a split are made of: its data, and what stands beside them."""
+        return self.splits[split], *(self.beside[split] if self.beside is not None else ())
+
+    def example(self, num: int = 2) -> Tensor | Parts:
+        """The first `num` training data as a batch that a model takes, to build a guide with."""
+        x, *beside = (part[:num] for part in self.parts("train"))
+        x = self.observe(x, torch.Generator(x.device).manual_seed(0))
+        return (x, *beside) if beside else x
+
+    def with_labels(self) -> "DataSet":
+        """The data set with batches (x, label), labels as one-hot vectors (B, num_classes) of the data's dtype.
+
+        One-hot, because a guide's encoder would take the number of a class for a quantity.
+
+        Raises ValueError unless every split has labels.
+        """
+        labels = self.labels or {}
+        if missing := [split for split in self.splits if split not in labels]:
+            raise ValueError(
+                f"data set {self.name!r} has no labels of {', '.join(missing)}: give labels={{split: (N,) int64}}, or "
+                "a model that needs none"
+            )
+        if negative := [split for split, values in labels.items() if values.min() < 0]:
+            raise ValueError(
+                f"data set {self.name!r}: {negative[0]} labels must count from 0, got some below: shift them"
+            )
+        dtype = self.train.dtype if self.train.is_floating_point() else torch.get_default_dtype()
+        return replace(self, beside=one_hot_labels(labels, dtype))
+
     def observe(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What a model sees of x (B, *shape): fresh Bernoulli draws if "dynamic", else x itself."""
         if self.binarize != "dynamic":
@@ -76,6 +112,7 @@ class DataSet:
             "binarize": self.binarize,
             "shape": list(self.shape),
             "sizes": sizes,
+            **({} if self.beside is None else {"beside": [list(part.shape[1:]) for part in self.parts("train")[1:]]}),
         }
 
     def _check_binarize(self) -> None:
