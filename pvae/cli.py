@@ -69,7 +69,7 @@ def train(
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is not there.")] = False,
     binarize: Annotated[str | None, typer.Option(help="dynamic, static or threshold.")] = None,
     model: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "vae",
-    guide: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "mean_field",
+    guide: Annotated[str | None, typer.Option(help="As for a model; by default mean_field, or empty.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
     prior: Annotated[str | None, typer.Option(help="By default the standard normal (see `pvae list`).")] = None,
     num_components: Annotated[int | None, typer.Option(help="Of the prior: of a mixture, or pseudo-inputs.")] = None,
@@ -95,7 +95,7 @@ def train(
     import pvae
     from pvae import recipes
     from pvae.commands import (
-        flat_for,
+        fitted_to,
         free_folder,
         objective_for,
         own_function,
@@ -108,11 +108,12 @@ def train(
     from pvae.training.checkpoint import amend_config
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
-    dataset = flat_for(model, dataset)
+    dataset = fitted_to(model, dataset)
     chosen, turns = objective_for(objective, dataset, num_samples, gradient, baseline), turns_of(inference_steps)
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
+    recipe["guide"] = guide = guide or recipes.name_of(pair[1])
     if not recipes.is_own(model):
         start_at_mean(pair[0], dataset)
         start_near_data(pair[0], dataset, seed)

@@ -17,10 +17,13 @@ import torch
 
 import pvae
 from pvae import recipes
+from pvae.data.beside import Parts
 from pvae.data.dataset import DataSet
 from pvae.models.priors import ExemplarPrior, VampPrior, pseudo_inputs_near
 from pvae.nets import init_output_bias
 from pvae.objectives.objective import Objective
+from pvae.simulate import observed_parts
+from pvae.store import private_store
 from pvae.training.checkpoint import load, read_config
 from pvae.training.metrics import plain
 from pvae.training.turns import Aggressive, Alternating, Turns
@@ -30,7 +33,7 @@ __all__ = [
     "draw",
     "estimator_for",
     "first_test_data",
-    "flat_for",
+    "fitted_to",
     "free_folder",
     "load_run",
     "objective_for",
@@ -135,9 +138,16 @@ def _module_from(place: str) -> Any:
     return module
 
 
-def flat_for(model: str, dataset: DataSet) -> DataSet:
-    """The data set with each datum flattened, for a built-in model that takes vectors (`x_dim`)."""
-    if recipes.is_own(model) or "x_dim" not in inspect.signature(recipes.pick("pvae.models", model)).parameters:
+def fitted_to(model: str, dataset: DataSet) -> DataSet:
+    """The data set as a built-in model takes it: with labels where it `takes_labels`, flat where it has an `x_dim`.
+
+    Raises: ValueError for data without the labels that the model takes.
+    """
+    if recipes.is_own(model):
+        return dataset
+    if recipes.takes_labels(model):
+        dataset = dataset.with_labels()
+    if "x_dim" not in inspect.signature(recipes.pick("pvae.models", model)).parameters:
         return dataset
     flat = {name: values.flatten(1) for name, values in dataset.splits.items()}
     return dataclasses.replace(dataset, train=flat["train"], valid=flat.get("valid"), test=flat.get("test"))
@@ -187,14 +197,15 @@ def load_run(
     pair = load(run, own_function(model), own_function(guide), device=device)
     root = data_root or recipe["data_root"]
     dataset = pvae.data.load(recipe["data"], root=root, binarize=recipe["binarize"])
-    return pair, flat_for(recipe["model"], dataset)
+    return pair, fitted_to(recipe["model"], dataset)
 
 
 def first_test_data(dataset: DataSet, num: int) -> DataSet:
     """The data set with only the first `num` test data."""
     if num < 1 or dataset.test is None:
         raise ValueError(f"subset must be at least 1, of a data set with a test split, got {num}")
-    return dataclasses.replace(dataset, test=dataset.test[:num], labels=None)
+    beside = dataset.beside and {**dataset.beside, "test": tuple(part[:num] for part in dataset.parts("test")[1:])}
+    return dataclasses.replace(dataset, test=dataset.test[:num], labels=None, beside=beside)
 
 
 def record_result(run: Path, summary: dict[str, Any]) -> None:
@@ -204,26 +215,53 @@ def record_result(run: Path, summary: dict[str, Any]) -> None:
 
 
 def draw(run: Path, pair: tuple[Any, Any], dataset: DataSet, num: int, seed: int) -> dict[str, Any]:
-    """Samples, and test data above their reconstructions, as PNG (image data) or NPY; returns what was written."""
-    test = dataset.test if dataset.test is not None else dataset.train
-    shown = dataset.observe(test[: min(num, len(test))], torch.Generator().manual_seed(seed))
-    drawn = pvae.sample(pair[0], num, like=shown[:1], mean=True, seed=seed)
+    """Samples, and test data with their reconstructions, as PNG (image data) or NPY; returns what was written.
+
+    Samples given labels have these in turn, one column of the picture for each.
+    """
+    shown = _shown(dataset, num, seed)
+    drawn = pvae.sample(pair[0], num, like=_conditions(shown), mean=True, seed=seed)
     rebuilt = pvae.reconstruct(*pair, shown, seed=seed)
     site = next(iter(rebuilt))
-    samples, copies = drawn[site], rebuilt[site].reshape(shown.shape)
-    if len(dataset.shape) != 3 or dataset.shape[0] not in (1, 3):
+    # What a classifier draws and rebuilds is the label.
+    seen = shown[_part_of(pair[0], site, shown)]
+    samples, copies = drawn[site].reshape(num, *seen.shape[1:]), rebuilt[site].reshape(seen.shape)
+    if seen.dim() != 4 or seen.shape[1] not in (1, 3):
         files = {"samples": run / "samples.npy", "reconstructions": run / "reconstructions.npy"}
         np.save(files["samples"], samples.numpy())
-        np.save(files["reconstructions"], torch.stack([shown, copies], 1).numpy())
+        np.save(files["reconstructions"], torch.stack([seen, copies], 1).numpy())
         return {name: str(file) for name, file in files.items()}
-    columns = max(1, round(num**0.5))
+    columns = max(1, round(num**0.5)) if len(shown) == 1 else shown[1].shape[1]
     # Filled up to whole rows, so that the last data, too, stand above their reconstructions.
-    missing = shown.new_full((-len(shown) % columns, *shown.shape[1:]), 0.5)
-    rows = zip(*(torch.cat([part, missing]).split(columns) for part in (shown, copies)), strict=True)
+    missing = seen.new_full((-len(seen) % columns, *seen.shape[1:]), 0.5)
+    rows = zip(*(torch.cat([part, missing]).split(columns) for part in (seen, copies)), strict=True)
     files = {"samples": run / "samples.png", "reconstructions": run / "reconstructions.png"}
-    _save_grid(samples.reshape(num, *dataset.shape), files["samples"], columns)
+    _save_grid(samples, files["samples"], columns)
     _save_grid(torch.cat([part for pair in rows for part in pair]), files["reconstructions"], columns)
     return {name: str(file) for name, file in files.items()}
+
+
+def _shown(dataset: DataSet, num: int, seed: int) -> Parts:
+    """The first `num` test data as a batch, observed."""
+    x, *beside = (part[:num] for part in dataset.parts("train" if dataset.test is None else "test"))
+    return dataset.observe(x, torch.Generator().manual_seed(seed)), *beside
+
+
+def _conditions(shown: Parts) -> Parts:
+    """A batch to draw data like: any datum, and beside it every label."""
+    x, *labels = shown
+    if not labels:
+        return (x[:1],)
+    classes = torch.eye(labels[0].shape[1], dtype=labels[0].dtype)
+    return x[:1].expand(len(classes), *x.shape[1:]), classes
+
+
+def _part_of(model: Any, site: str, batch: Parts) -> int:
+    """Which part of the batch a site observes, the first where there is but one."""
+    if len(batch) == 1:
+        return 0
+    with private_store(model):
+        return observed_parts(model, batch)[site]
 
 
 def _save_grid(images: torch.Tensor, file: Path, columns: int) -> None:

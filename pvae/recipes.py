@@ -16,8 +16,9 @@ from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.models.priors.tied import TiedPrior
 from pvae.nets import MLP
+from pvae.sites import find_latent_sites
 
-__all__ = ["build", "construct", "exported", "is_own", "pick", "recipe_for"]
+__all__ = ["build", "construct", "exported", "is_own", "name_of", "pick", "recipe_for", "takes_labels"]
 
 _LIKELIHOODS = {"binary": "bernoulli", "unit": "gaussian", "real": "gaussian", "counts": "negative_binomial"}
 
@@ -52,15 +53,25 @@ def pick(package: str, name: str) -> type:
     return choices[name]
 
 
-def is_own(name: str) -> bool:
+def name_of(part: object) -> str:
+    """The name on the command line of a built-in model or guide."""
+    return _snake(type(part).__name__)
+
+
+def is_own(name: str | None) -> bool:
     """Whether a name points to a user's own code, as `module:function` or `file.py:function`."""
-    return ":" in name
+    return name is not None and ":" in name
+
+
+def takes_labels(model: str) -> bool:
+    """Whether batches of the built-in model of that name are (x, label)."""
+    return not is_own(model) and getattr(pick("pvae.models", model), "takes_labels", False)
 
 
 def recipe_for(
     dataset: DataSet,
     model: str,
-    guide: str,
+    guide: str | None,
     latent_dim: int,
     hidden: tuple[int, ...],
     likelihood: str | None = None,
@@ -68,6 +79,8 @@ def recipe_for(
     num_components: int | None = None,
 ) -> dict[str, Any]:
     """All that `build` needs for a pair over a data set, as plain values for config.json.
+
+    Without a guide `build` takes "mean_field", or "empty" for a model with nothing to draw.
 
     Raises: ValueError for an unknown model, or a likelihood or prior beside a model that has one of its own.
     """
@@ -91,6 +104,8 @@ def recipe_for(
         recipe["num_values"] = _grid_size(dataset.train)
     elif recipe["likelihood"] == "multinomial":
         recipe["total_count"] = max(1, round(dataset.train.flatten(1).sum(1).mean().item()))
+    if takes_labels(model):
+        recipe["num_classes"] = dataset.parts("train")[1].shape[1]
     return recipe | _recipe_of_prior(dataset, prior, num_components)
 
 
@@ -122,9 +137,12 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
             raise ValueError(f"the {role} of this run is your own {recipe[role]}; give it again")
     model = _build_model(recipe) if model is None else model
     if guide is None:
-        example = torch.zeros(2, *recipe["x_shape"], dtype=getattr(torch, recipe["dtype"]))
+        x = torch.zeros(2, *recipe["x_shape"], dtype=getattr(torch, recipe["dtype"]))
+        labels = torch.eye(recipe["num_classes"]).to(x)[:1].expand(2, -1) if "num_classes" in recipe else None
+        example = x if labels is None else (x, labels)
         offers = {"model": model, "example_batch": example, "hidden": tuple(recipe["hidden"])}
-        guide = construct(pick("pvae.guides", recipe["guide"]), offers)
+        name = recipe["guide"] or ("mean_field" if find_latent_sites(model, example) else "empty")
+        guide = construct(pick("pvae.guides", name), offers)
     if isinstance(prior := getattr(model, "prior", None), TiedPrior):
         prior.tie(guide)
     return model, guide
@@ -141,12 +159,14 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
     x_shape, latent_dim = tuple(recipe["x_shape"]), recipe["latent_dim"]
     offers: dict[str, Any] = {"x_shape": x_shape, "x_dim": math.prod(x_shape), "latent_dim": latent_dim}
     offers["layer_dims"] = tuple(recipe["hidden"])
+    num_classes = recipe.get("num_classes", 0)
+    offers |= {"num_classes": num_classes, "condition_dim": num_classes} if num_classes else {}
     if "likelihood" in inspect.signature(cls).parameters:
         about_data = {name: recipe[name] for name in _ABOUT_DATA if name in recipe}
         likelihood = construct(pick(_PACKAGE, recipe["likelihood"]), about_data)
         widths = tuple(reversed(recipe["hidden"]))
         offers["likelihood"] = likelihood
-        offers["decoder"] = MLP(latent_dim, widths, likelihood.parameter_shape(x_shape))
+        offers["decoder"] = MLP(latent_dim + num_classes, widths, likelihood.parameter_shape(x_shape))
     if "prior" in recipe:
         offers["prior"] = _build_prior(recipe)
     model: nn.Module = construct(cls, offers)

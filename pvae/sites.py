@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "latent_sites",
     "plate_nesting",
     "random_sites",
+    "require_latents",
 ]
 
 Batch = tuple[Tensor, ...]
@@ -129,9 +130,16 @@ def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) 
     Raises: ValueError if the model cannot run, or breaks the contract (no data plate, no latent site).
     """
     sites = find_latent_sites(model, batch)
-    if not sites:
-        raise ValueError("the model has no latent site, so a guide has nothing to infer; use pvae.guides.Empty")
+    require_latents(sites, "a guide has nothing to infer, use pvae.guides.Empty")
     return sites
+
+
+def require_latents(
+    latents: Collection[Any], fix: str = "ImportanceSampling with pvae.guides.Empty gives its log p exactly"
+) -> None:
+    """Raise ValueError, with the fix, where there are no latents."""
+    if not latents:
+        raise ValueError(f"the model has no latent site; {fix}")
 
 
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:

@@ -14,7 +14,7 @@ from pvae.diagnostics.setting import looking, require_count, rows_at_once, take
 from pvae.layout import read_layout
 from pvae.runs import Layout, run_pair
 from pvae.simulate import simulate
-from pvae.sites import Batch
+from pvae.sites import Batch, require_latents
 
 __all__ = ["Calibration", "calibration"]
 
@@ -145,6 +145,7 @@ def calibration(
         parts = []
         for batch in batches:
             simulated = simulate(model, batch)
+            require_latents(simulated.latents, "there is no posterior to calibrate")
             parts.append(_ranks(guide, simulated.batch, simulated.latents, num_samples, layout))
         ranks = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
         jitter = {name: torch.rand(rank.shape, dtype=torch.float64) for name, rank in ranks.items()}

@@ -15,6 +15,7 @@ from pvae.diagnostics.factors import site_kl, site_mean
 from pvae.diagnostics.setting import PerDatum, looking, require_count, take
 from pvae.layout import read_layout
 from pvae.runs import PairRun, run_pair
+from pvae.sites import require_latents
 
 __all__ = ["Collapse", "collapse"]
 
@@ -170,6 +171,7 @@ def collapse(
             for size, batch in {len(batch[0]): batch for batch in batches}.items()
         }
         looks = [_look(run_pair(model, guide, batch, num_samples, layouts[len(batch[0])])) for batch in batches]
+        require_latents(looks[0].draws, "nothing can collapse")
         draws = {name: torch.cat([look.draws[name] for look in looks]) for name in looks[0].draws}
         own = torch.cat([look.log_guide for look in looks])
         information = (own - log_aggregate_posterior(guide, draws, batches)).cpu()

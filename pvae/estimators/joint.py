@@ -13,7 +13,7 @@ from torch import Tensor
 from pvae.contexts import seeded
 from pvae.layout import read_layout
 from pvae.runs import run_pair
-from pvae.sites import Batch, Site
+from pvae.sites import Batch, Site, require_latents
 
 __all__ = ["Joint"]
 
@@ -49,8 +49,7 @@ class Joint:
         self.prior_draws = run.latents
         self.sites: dict[str, Site] = {name: run.model[name] for name in self.prior_draws}
         self.shapes = {name: draws.shape[2:] for name, draws in self.prior_draws.items()}
-        if not self.sites:
-            raise ValueError("the model has no latent site, so its own log_prob is log p(x); nothing to estimate")
+        require_latents(self.sites)
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
         """log p(x, z), (K, B) in float64, for values (K, B, ...) of every latent site."""

@@ -17,7 +17,7 @@ from pvae.graphs.replay import Mode, Replay
 from pvae.layout import read_layout
 from pvae.params import Parameters
 from pvae.runs import Layout, run_pair
-from pvae.sites import Batch
+from pvae.sites import Batch, require_latents
 
 __all__ = ["UnconstrainedJoint"]
 
@@ -63,8 +63,7 @@ class UnconstrainedJoint:
                 f"site '{read.discrete[0]}' is discrete, and annealed chains follow gradients; "
                 "use pvae.estimators.Enumeration"
             )
-        if not read.positions:
-            raise ValueError("the model has no latent site, so its own log_prob is log p(x); nothing to estimate")
+        require_latents(read.positions)
         outer = with_event_dims(layout, read.event_dims)
         found = {name: outer.collect(name, value, num_samples) for name, value in read.positions.items()}
         self._spaces[key] = Space(layout, outer, {name: value.shape[2:] for name, value in found.items()})

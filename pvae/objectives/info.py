@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvae.objectives.objective import Objective
 from pvae.runs import PairRun, run_pair
-from pvae.sites import Batch
+from pvae.sites import Batch, require_latents
 
 __all__ = ["InfoVAE", "KernelName", "squared_mmd"]
 
@@ -144,6 +144,7 @@ def _mean_of_pairs(matrix: Tensor) -> Tensor:
 
 def _draw_prior(run: PairRun, model: Any) -> Tensor:
     """As many fresh draws of the prior as there are data, (B, dims)."""
+    require_latents(run.latents, "there are no draws to compare with the prior's, use ELBO")
     if len(run.latents) > 1 or run.states is not None:
         # A site may depend on those before it, whose values in the run are the guide's.
         return _as_vectors(run_pair(model, None, run.batch, 1, run.layout).latents)

@@ -59,7 +59,7 @@ class ReweightedWakeSleep(Objective):
         surrogate = (weights * log_joint).sum(0)
         if self.phase != "sleep":
             surrogate = surrogate + (weights * parts.log_guide).sum(0)
-        if self.phase != "wake" and torch.is_grad_enabled():
+        if self.phase != "wake" and run.guide and torch.is_grad_enabled():
             surrogate = surrogate + self._dreamt(run.batch)
         return carry(mean.value(log_weights), surrogate)
 
