@@ -20,5 +20,6 @@ from pvae.guides.planar_flow import PlanarFlow as PlanarFlow
 from pvae.guides.relaxed import RelaxedBernoulli as RelaxedBernoulli
 from pvae.guides.relaxed import RelaxedCategorical as RelaxedCategorical
 from pvae.guides.semi_amortized import SemiAmortized as SemiAmortized
+from pvae.guides.semi_supervised import SemiSupervised as SemiSupervised
 from pvae.guides.spline_flow import SplineFlow as SplineFlow
 from pvae.guides.top_down import TopDown as TopDown

@@ -7,5 +7,6 @@ from pvae.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
 from pvae.models.linear_gaussian import LinearGaussian as LinearGaussian
 from pvae.models.neural_classifier import NeuralClassifier as NeuralClassifier
 from pvae.models.mixture_vae import MixtureVAE as MixtureVAE
+from pvae.models.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
 from pvae.models.sigmoid_belief_net import SigmoidBeliefNet as SigmoidBeliefNet
 from pvae.models.vae import VAE as VAE

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "init_output_bias"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "init_output_bias", "one_hot"]
 
 Shape = int | Sequence[int]
 Net = TypeVar("Net", bound=nn.Module)
@@ -145,6 +145,13 @@ class ConvDecoder(nn.Module):
         _check_ends(z, (self.in_features,))
         lead = z.shape[:-1]
         return self.layers(z.reshape(-1, self.in_features)).reshape(*lead, *self.out_shape)
+
+
+def one_hot(y: Tensor, num_classes: int) -> Tensor:
+    """Classes y (...) as booleans (..., num_classes): `torch.nn.functional.one_hot` without a look at the values, which
+    no trace can take.
+    """
+    return y[..., None] == torch.arange(num_classes, device=y.device)
 
 
 @torch.no_grad()

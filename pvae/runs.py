@@ -193,6 +193,17 @@ class PairRun:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
         return self._sum([self._scaled(self.guide[name]) for name in names], self.guide_plate)
 
+    def log_guide_at_observed(self) -> Tensor:
+        """Sum of log q(y | ...), (K, B), at the labels y that are known: those of the model's site "y_observed" under
+        the guide's "y_unobserved", the names that Pyro's `obs_mask` gives; 0 where a label is not known.
+        """
+        terms = []
+        for name, site in self.guide.items():
+            seen = self.model.get(f"{name.removesuffix('_unobserved')}_observed")
+            if name.endswith("_unobserved") and seen is not None and seen["is_observed"]:
+                terms.append(scale_and_mask(site["fn"].log_prob(seen["value"]), mask=seen["mask"]))
+        return self._sum(terms, self.guide_plate)
+
     @property
     def data_scale(self) -> float:
         """N / B of a subsampling plate over the data, 1 for a plain plate."""
@@ -468,8 +479,10 @@ class _InOrder(Messenger):
 def _shared_mask(sites: dict[str, Site]) -> Any:
     """The mask that every site of a trace carries: it leaves out data, not terms, so log p(x) ignores it."""
     masks = [site["mask"] for site in sites.values()]
-    first = masks[0] if masks else None
-    return first if all(_same(mask, first) for mask in masks) else None
+    # To compare the values of masks ends a trace, and is needless where a site carries none.
+    if not masks or any(mask is None for mask in masks):
+        return None
+    return masks[0] if all(_same(mask, masks[0]) for mask in masks) else None
 
 
 def _same(mask: Any, other: Any) -> bool:

@@ -11,5 +11,6 @@ from pvae.objectives.iwae import IWAE as IWAE
 from pvae.objectives.objective import Objective as Objective
 from pvae.objectives.renyi import CUBO as CUBO
 from pvae.objectives.renyi import Renyi as Renyi
+from pvae.objectives.supervised import Supervised as Supervised
 from pvae.objectives.total_correlation import BetaTCVAE as BetaTCVAE
 from pvae.objectives.wake_sleep import ReweightedWakeSleep as ReweightedWakeSleep

@@ -1,0 +1,91 @@
+"""The variational autoencoder of data that are labelled in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pvae.models.checks import check_shape, check_size
+from pvae.models.likelihoods import Bernoulli
+from pvae.models.priors import StandardNormal
+from pvae.nets import MLP, one_hot
+
+__all__ = ["SemiSupervisedVAE"]
+
+
+class SemiSupervisedVAE(nn.Module):
+    """A class and a style: y ~ Categorical(softmax(logits)), p(z), p(x | y, z) = likelihood(decoder(z, onehot(y))).
+
+    A label of -1 is missing. Log weights are those of what was seen: of log p(x, y) for a datum with a label, of
+    log p(x) = log sum_y p(x, y) for one without, whose y is summed out unless the guide draws it. `SemiSupervised` is
+    the guide that classifies; with others y is summed out in the model.
+
+    Args:
+        x_shape: shape of one datum, such as (1, 28, 28).
+        latent_dim: dimensions of z.
+        num_classes: values of y, 0 ... num_classes - 1.
+        likelihood: from the decoder's output to the distribution of x; by default `Bernoulli`.
+        prior: its call gives p(z); by default `StandardNormal(latent_dim)`.
+        decoder: from (..., latent_dim + num_classes) to (..., *likelihood.parameter_shape(x_shape)); by default an MLP
+            with two hidden layers of 200 units.
+
+    Attributes: `logits` (num_classes,) of p(y), equal at the start.
+
+    Sites: "y_observed" () where there is a label and "y_unobserved" () where there is none, as `pyro.sample` names them
+        given an `obs_mask`, each masked elsewhere; "z" (latent_dim,) and "x" `x_shape`, in the plate "data".
+
+    Raises: ValueError for a `latent_dim` below 1, fewer than 2 classes, or a batch that does not have the shape
+        (B, *x_shape).
+
+    Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models (M2).
+    """
+
+    def __init__(
+        self,
+        x_shape: Sequence[int],
+        latent_dim: int,
+        num_classes: int = 10,
+        *,
+        likelihood: nn.Module | None = None,
+        prior: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("latent_dim", latent_dim)
+        check_size("num_classes", num_classes, least=2)
+        self.x_shape, self.latent_dim, self.num_classes = tuple(x_shape), latent_dim, num_classes
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+        self.prior = StandardNormal(latent_dim) if prior is None else prior
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
+        width = latent_dim + num_classes
+        self.decoder = MLP(width, (200, 200), parameter_shape) if decoder is None else decoder
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Run the model on a batch x (B, *x_shape), with labels y (B,) or without any; returns the observed x."""
+        check_shape(self, x)
+        pyro.module("semi_supervised_vae", self)
+        y = x.new_full((len(x),), -1, dtype=torch.int64) if y is None else y
+        classes = dist.Categorical(logits=self.logits)
+        with pyro.plate("data", len(x)):
+            # In two statements, as pyro.sample(obs_mask=...) would drop the annotation.
+            with poutine.mask(mask=y >= 0):
+                seen = pyro.sample("y_observed", classes, obs=y.clamp(min=0))
+            with poutine.mask(mask=y < 0):
+                guessed = pyro.sample("y_unobserved", classes, infer={"enumerate": "parallel"})
+            z = pyro.sample("z", self.prior())
+            parameters = self.decode(z, torch.where(y >= 0, seen, guessed))
+            return pyro.sample("x", self.likelihood(parameters, self.x_shape), obs=x)
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """The decoder's output at styles z (..., latent_dim) and classes y (...), broadcast: what `likelihood` takes."""
+        classes = one_hot(y, self.num_classes).to(z)
+        lead = torch.broadcast_shapes(z.shape[:-1], y.shape)
+        parts = [z.expand(*lead, self.latent_dim), classes.expand(*lead, self.num_classes)]
+        output: Tensor = self.decoder(torch.cat(parts, -1))
+        return output
