@@ -10,6 +10,7 @@ from pvae.guides.empty import Empty as Empty
 from pvae.guides.exact import Exact as Exact
 from pvae.guides.full_covariance import FullCovariance as FullCovariance
 from pvae.guides.iaf import IAF as IAF
+from pvae.guides.implicit import Implicit as Implicit
 from pvae.guides.ladder import Ladder as Ladder
 from pvae.guides.local import Local as Local
 from pvae.guides.low_rank import LowRank as LowRank

@@ -111,6 +111,11 @@ class _Part(dist.TorchDistribution):
         return self.draw.joint.has_rsample
 
     @property
+    def refusal(self) -> str | None:
+        """As the joint distribution: why it has no density, if it has none."""
+        return getattr(self.draw.joint, "refusal", None)
+
+    @property
     def support(self) -> Any:
         """That of the site."""
         return self.site.support

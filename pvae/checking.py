@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
 from pvae.graphs import trace as tracing
+from pvae.implicit import refusal_of
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
@@ -89,6 +90,8 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     replayed = poutine.Trace()
     with torch.no_grad(), seeded(0, batch[0].device), called_modules(), pyro.validation_enabled(False):
         for place, function in (("guide", guide), ("model", model)):
+            if function is None:
+                continue
             try:
                 # Called inside the handlers, not through them: that would add a table of shapes to an error.
                 with poutine.trace() as run, poutine.replay(trace=replayed):
@@ -98,7 +101,9 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
                 return [*findings, Finding(place, found, fix or "see the shapes")]
             traces[place] = replayed = run.trace
     sites = {place: random_sites(trace) for place, trace in traces.items()}
-    findings += _matching(sites["guide"], sites["model"])
+    findings += _densities(sites, objective)
+    if guide is not None:
+        findings += _matching(sites["guide"], sites["model"])
     for place, trace in traces.items():
         if not sites[place]:
             continue
@@ -120,7 +125,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
                 f"{type(base_of(site['fn'])).__name__} has no pathwise gradient",
                 PATHWISE_FIX,
             )
-            for name, site in sites["guide"].items()
+            for name, site in sites.get("guide", {}).items()
             if site_without_gradient(site) and not (is_enumerated(site) and getattr(objective, "sums_out_guide", True))
         ]
     return findings + _nets(model, guide, batch)
@@ -148,6 +153,18 @@ def _is_pathwise(objective: pyro.infer.ELBO) -> bool:
     if isinstance(objective, Objective):
         return objective.needs_pathwise
     return isinstance(objective, pyro.infer.TraceMeanField_ELBO)
+
+
+def _densities(sites: dict[str, dict[str, Site]], objective: pyro.infer.ELBO | None) -> list[Finding]:
+    """Sites whose density the objective asks for, and that have none."""
+    scores = objective.scores if isinstance(objective, Objective) else Objective.scores
+    found = []
+    for place in scores:
+        for name, site in sites.get(place, {}).items():
+            if (refusal := refusal_of(site)) is not None:
+                what, _, fix = refusal.partition("; ")
+                found.append(Finding(f"site '{name}'", what, fix))
+    return found
 
 
 def _matching(guide: dict[str, Site], model: dict[str, Site]) -> list[Finding]:

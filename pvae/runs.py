@@ -189,6 +189,14 @@ class PairRun:
         probs = self._sum(log_probs, self.guide_plate).exp()
         return (probs * values).sum(0) * self.branches.count / self.num_samples
 
+    def scaled_log_joint(self) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z) of `scaled_log_weights`, each (K, B), of a guide that may have no density.
+
+        Raises: ValueError if sites are summed out.
+        """
+        self.require_all_drawn("a discriminator's KL")
+        return self._of_model(self._scaled)
+
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
         return self._sum([self._scaled(self.guide[name]) for name in names], self.guide_plate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pvae.objectives.objective import Objective
-from pvae.runs import PairRun, run_pair
-from pvae.sites import Batch, require_latents
+from pvae.objectives.prior_draws import as_vectors, draw_prior
+from pvae.runs import PairRun
+from pvae.sites import Batch
 
 __all__ = ["InfoVAE", "KernelName", "squared_mmd"]
 
@@ -100,7 +101,7 @@ class InfoVAE(Objective):
         else:
             square = self.scale**2
         kernel = partial(_imq if self.kernel == "imq" else _rbf, square=square)
-        return squared_mmd(_as_vectors(run.latents), prior, kernel)
+        return squared_mmd(as_vectors(run.latents), prior, kernel)
 
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
         if len(batch[0]) == 1:
@@ -112,7 +113,7 @@ class InfoVAE(Objective):
         if self.information + self.divergence == 1:
             return run
         sets = 2 if self.scale is None else 1
-        return _RunWithPrior(**vars(run), prior=tuple(_draw_prior(run, model) for _ in range(sets)))
+        return _RunWithPrior(**vars(run), prior=tuple(draw_prior(run, model) for _ in range(sets)))
 
 
 def squared_mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,20 +141,3 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def _mean_of_pairs(matrix: Tensor) -> Tensor:
     """The mean off the diagonal."""
     return (matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1))
-
-
-def _draw_prior(run: PairRun, model: Any) -> Tensor:
-    """As many fresh draws of the prior as there are data, (B, dims)."""
-    require_latents(run.latents, "there are no draws to compare with the prior's, use ELBO")
-    if len(run.latents) > 1 or run.states is not None:
-        # A site may depend on those before it, whose values in the run are the guide's.
-        return _as_vectors(run_pair(model, None, run.batch, 1, run.layout).latents)
-    (name,) = run.latents
-    fn = run.model[name]["fn"]
-    draws = fn.rsample() if fn.has_rsample else fn.sample()
-    return _as_vectors({name: run.layout.collect(name, draws, 1)})
-
-
-def _as_vectors(latents: Mapping[str, Tensor]) -> Tensor:
-    """All sites (1, B, ...) side by side, (B, dims)."""
-    return torch.cat([z[0].flatten(1) if z.dim() > 2 else z[0][:, None] for z in latents.values()], 1)

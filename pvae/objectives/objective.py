@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvae.layout import read_layout
 from pvae.objectives.baselines import Baseline
@@ -32,6 +32,8 @@ class Objective(pyro.infer.ELBO):
         gradient: "pathwise", "stl", "dreg", "score" or "mixed" (`pvae.objectives.gradient.Gradient`).
         baseline: of the score function, one of `pvae.objectives.baselines`; trained beside the pair.
 
+    Attributes: `companions`, modules of its own by name that are trained beside the pair, such as a baseline.
+
     Raises: ValueError for fewer than 1 particle, an unknown gradient, or a baseline without a score function.
     """
 
@@ -41,6 +43,12 @@ class Objective(pyro.infer.ELBO):
     sums_out_guide = False
     # Whether its value itself is made of derivatives, so that it needs a history where none is asked for.
     needs_history = False
+    # Whether its value is what a discriminator makes of the pair: no bound, and not to be compared between epochs.
+    is_adversarial = False
+    # Of which functions it asks for log densities.
+    scores: tuple[str, ...] = ("model", "guide")
+    # Whether it runs a guide at all.
+    trains_guide = True
 
     def __init__(
         self, num_particles: int = 1, gradient: GradientName = "pathwise", baseline: Baseline | None = None
@@ -48,6 +56,7 @@ class Objective(pyro.infer.ELBO):
         check_num_samples(num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.gradient = Gradient(gradient, baseline)
+        self.companions: dict[str, nn.Module] = {} if baseline is None else {"baseline": baseline}
         self._layout: tuple[Any, Any, Layout] | None = None
 
     @abstractmethod
@@ -109,8 +118,8 @@ class Objective(pyro.infer.ELBO):
         """Minus the bound, summed over data, as a tensor to differentiate (what `ELBOModule` calls)."""
         if kwargs:
             raise ValueError(f"a batch is positional, got keywords {sorted(kwargs)}; pass tensors in order")
-        if self.gradient.baseline is not None:
-            pyro.module("baseline", self.gradient.baseline)
+        for name, module in self.companions.items():
+            pyro.module(name, module)
         run, bound = self._evaluate(model, guide, args, 1.0)
         return -bound.sum() * run.data_scale
 

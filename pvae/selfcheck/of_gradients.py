@@ -53,8 +53,8 @@ def _draw(setting: Setting, objective: Objective, pair: Pair) -> tuple[list[str]
     model, guide, x = setting.place(pair[0](copies), pair[1](copies), x)
     leaves = dict([*model.named_parameters(), *guide.named_parameters()])
     with private_store(model, guide):
-        if objective.gradient.baseline is not None:
-            objective.gradient.baseline.to(setting.device)
+        for module in objective.companions.values():
+            module.to(setting.device)
             objective.bound(model, guide, x)  # so that a moving average has moved
         bound = objective.bound(model, guide, x)
     gradients = torch.autograd.grad(bound.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)

@@ -40,7 +40,8 @@ class FitResult:
         model: the model, as given.
         guide: the guide, as given.
         history: one record per epoch: epoch, step, train_bound and valid_bound in nats per datum, lr,
-            kl_weight, seconds.
+            kl_weight, seconds. Of an adversarial objective the two are its value as its discriminator sees it, which is
+            no bound and does not compare between epochs.
         losses: the loss of every step, nats per datum, (steps,).
         best_epoch: the epoch whose weights the pair now has (with early stopping), else the last.
         parameters: the trained values by Pyro's name (a copy, within their constraints), `pyro.param`s included.
@@ -90,7 +91,7 @@ def fit(
 
     Args:
         model: any Pyro model within the contract of a pair.
-        guide: its guide.
+        guide: its guide; None draws latents from the model's own prior, as objectives without a guide do.
         data: a tensor, a tuple of tensors, a `DataSet` (its train split, and its valid split if there is one) or
             a `DataLoader`.
         objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
@@ -104,7 +105,8 @@ def fit(
         kl_schedule: from the step to the KL's weight (`pvae.training.linear_warmup`); reported bounds never use it.
         clip_norm: largest norm of all gradients together.
         ema: decay of a moving average of the weights, which validation and the trained pair then use.
-        early_stopping: epochs without a better validation bound to wait; the best weights are restored.
+        early_stopping: epochs without a better validation bound to wait; the best weights are restored. Not for
+            adversarial objectives.
         inference_steps: train the guide alone on all but every n-th step; or `pvae.training.Alternating` turns of
             guide and model, or `pvae.training.Aggressive` ones, until the mutual information of x and z stops rising.
         train: "guide" trains the guide's own parameters against the model as it is, whose nets stay in evaluation mode:
@@ -133,9 +135,15 @@ def fit(
         raise ValueError(f"train must be 'both', or 'guide' without inference_steps, got {train!r}")
     _check_functions(objective, optimizer, schedule, kl_schedule)
     objective = ELBO() if objective is None else objective
-    if not isinstance(objective, Objective) and (kl_schedule or step_mode not in ("auto", "eager")):
+    if not isinstance(objective, Objective) and (guide is None or kl_schedule or step_mode not in ("auto", "eager")):
         raise ValueError(
-            f"{type(objective).__name__} is Pyro's own: it takes no KL schedule and runs eagerly; use pvae.objectives"
+            f"{type(objective).__name__} is Pyro's own: it takes a guide, no KL schedule, and runs eagerly; use "
+            "pvae.objectives"
+        )
+    if isinstance(objective, Objective) and objective.is_adversarial and early_stopping is not None:
+        raise ValueError(
+            f"early_stopping compares validation bounds, and the value of {type(objective).__name__} is no bound, only "
+            "what its discriminator of that epoch makes of the pair; leave early_stopping out"
         )
     source = Batches(data, batch_size, "train")
     valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
@@ -156,8 +164,8 @@ def fit(
             )
         require(model, guide, source.example(), objective)
         trained = parameters
-        if isinstance(objective, Objective) and objective.gradient.baseline is not None:
-            trained = parameters.joined_by("baseline", objective.gradient.baseline.to(parameters.device))
+        for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
+            trained = trained.joined_by(name, module.to(parameters.device))
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pvae.implicit import refusal_of
 from pvae.layout import read_layout
 from pvae.runs import run_pair
 
@@ -37,6 +38,8 @@ def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
         for name, site in sites.items():
             if not torch.isfinite(site["value"]).all():
                 return f"site '{name}' in the {place} has a value that is not finite"
+            if refusal_of(site) is not None:
+                continue
             log_prob = site["fn"].log_prob(site["value"])
             if not torch.isfinite(log_prob).all():
                 return f"site '{name}' in the {place} has a log_prob that is not finite"

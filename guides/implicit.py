@@ -1,0 +1,73 @@
+"""The implicit guide: draws from a net that is fed noise, with no density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pvae.guides.amortized import Encoder, read
+from pvae.guides.joint import sample_jointly
+from pvae.guides.placing import width
+from pvae.implicit import Implicit as ImplicitDistribution
+from pvae.nets import MLP
+
+__all__ = ["Implicit"]
+
+_REFUSAL = (
+    "the guide has no density: log q(z | x) is not defined; train with pvae.objectives.AdversarialVB or "
+    "AdversarialAutoencoder, and for log p(x) use PriorSampling or train MeanField on the same model"
+)
+
+
+class Implicit(nn.Module):
+    """z = loc(x) + net(h(x), noise), noise ~ N(0, I), over all latents of a datum at once: any shape of q(z | x).
+
+    Each site's numbers are carried to its support. The draws have no density, so no bound made of log weights trains
+    it: `AdversarialVB` reads log q(z | x) - log p(z) off a discriminator, `AdversarialAutoencoder` needs draws alone.
+
+    Args:
+        model: any model within the contract; its latent sites are read from one run.
+        example_batch: a batch (B, ...), or a tuple of them, read for its shapes.
+        hidden: widths of the default encoder's hidden layers (tanh); the last is that of the noise's net, too.
+        encoder: a net from the batch to features (B, F), used instead of the default.
+        noise_dim: dimensions of the noise.
+        context: width of h.
+
+    Raises: ValueError for discrete sites, data of another shape than the example, sizes below 1, and whatever asks for
+        log q(z | x).
+
+    Mescheder, Nowozin and Geiger (2017), Adversarial Variational Bayes.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        example_batch: Tensor | tuple[Tensor, ...],
+        *,
+        hidden: Sequence[int] = (200, 200),
+        encoder: Callable[..., Tensor] | None = None,
+        noise_dim: int = 16,
+        context: int = 50,
+    ) -> None:
+        super().__init__()
+        for name, size in {"noise_dim": noise_dim, "context": context}.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 16")
+        self.sites = read(model, example_batch)
+        self.dim, self.noise_dim = sum(width(site) for site in self.sites), noise_dim
+        self.encoder = Encoder(example_batch, self.dim + context, hidden, encoder)
+        self.net = MLP(context + noise_dim, hidden[-1:], self.dim).to(self.encoder.head.weight)
+
+    def forward(self, *batch: Tensor) -> None:
+        """Draw every latent site of the model, for each datum of the batch."""
+        pyro.module("implicit", self)
+        loc, context = self.encoder(*batch).tensor_split([self.dim], -1)
+
+        def draw(shape: torch.Size) -> Tensor:
+            noise = torch.randn(*shape, self.noise_dim, dtype=loc.dtype, device=loc.device)
+            return loc + self.net(torch.cat([context.expand(*shape, -1), noise], -1))
+
+        sample_jointly(self.sites, ImplicitDistribution(draw, loc.shape[:-1], (self.dim,), _REFUSAL), len(loc))

@@ -1,0 +1,71 @@
+"""What adversarial objectives share: a discriminator, and the logistic regression that makes it a log density ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from pvae.contexts import called_modules
+from pvae.nets import MLP
+from pvae.sites import Batch, latent_sites
+
+__all__ = ["Discriminator", "example_latents", "logistic", "negative_divergence"]
+
+
+class Discriminator(nn.Module):
+    """T(values), (B,): the logit that values come from the first of two distributions and not from the second.
+
+    Args:
+        example: one batch of each value, read for its shape and type.
+        hidden: widths of the default net's hidden layers.
+        net: from the values to (B,) or (B, 1), to use instead of an MLP on all of them side by side.
+
+    Raises: ValueError for a net that gives more or fewer numbers than one per datum.
+    """
+
+    def __init__(self, example: Batch, hidden: Sequence[int], net: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.default = net is None
+        if net is None:
+            like = next((part for part in example if part.is_floating_point()), torch.zeros(()))
+            # Smooth: at a kink the gradient hangs on rounding, and a graph rounds otherwise than the pair itself.
+            self.net: Any = MLP(sum(part[0].numel() for part in example), hidden, 1, nn.ELU).to(like)
+            return
+        self.net = net
+        with torch.no_grad(), called_modules():
+            shape = tuple(net(*example).shape)
+        if shape not in ((len(example[0]),), (len(example[0]), 1)):
+            raise ValueError(f"a discriminator gives one number per datum, (B,) or (B, 1), got {shape}; end it in one")
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """T, (B,)."""
+        if self.default:
+            weight = next(self.net.parameters())
+            values = (torch.cat([part.reshape(len(part), -1).to(weight) for part in values], 1),)
+        return self.net(*values).reshape(-1)
+
+
+def logistic(of_first: Tensor, of_second: Tensor) -> Tensor:
+    """log sigmoid(T(a)) + log sigmoid(-T(b)), (B,), from the logits T of draws a of one distribution, b of another.
+
+    Its mean is greatest, 2 JSD(first || second) - log 4, at T = log p_first - log p_second.
+    """
+    return logsigmoid(of_first) + logsigmoid(-of_second)
+
+
+def negative_divergence(of_first: Tensor, of_second: Tensor) -> Tensor:
+    """-(`logistic` + log 4) / 2, (B,): minus the Jensen-Shannon divergence in nats, as far as the logits show it."""
+    return -0.5 * (logistic(of_first, of_second) + math.log(4))
+
+
+def example_latents(model: Any, batch: Batch) -> Tensor:
+    """A batch of latents of the model, all sites side by side, (B, dims), to read the shape of."""
+    sites = latent_sites(model, batch)
+    dims = sum(site.event_shape.numel() * math.prod(plate.size for plate in site.plates) for site in sites)
+    like = next((part for part in batch if part.is_floating_point()), torch.zeros(()))
+    return like.new_zeros(len(batch[0]), dims)
