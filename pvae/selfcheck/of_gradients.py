@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pvae.objectives import ELBO, IWAE, Objective
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.cases import Case, bits_cases, line_cases
+from pvae.selfcheck.game_cases import game_cases
 from pvae.selfcheck.pairs import Bits, BitsGuide, Line, LineGuide, X
 from pvae.selfcheck.rows import Check, Measured, apart, mean_of, value_and_parameters
 from pvae.selfcheck.setting import Setting
@@ -29,7 +30,7 @@ Pair = tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]
 
 def checks(setting: Setting) -> Iterator[Check]:
     """Each objective with each gradient that it takes, on the line; with score functions also on the bits."""
-    for case in line_cases():
+    for case in (*line_cases(), *game_cases()):
         yield Check("gradients", case.name, _LINE, partial(_against, setting, case, (Line, LineGuide)))
     yield Check("gradients", "IWAE(4, stl)", _LINE, partial(_biased, setting))
     for gradient in ("stl", "dreg"):
