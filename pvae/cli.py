@@ -109,11 +109,12 @@ def train(
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
     dataset = fitted_to(model, dataset)
-    chosen, turns = objective_for(objective, dataset, num_samples, gradient, baseline), turns_of(inference_steps)
+    turns = turns_of(inference_steps)
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
     recipe["guide"] = guide = guide or recipes.name_of(pair[1])
+        chosen = objective_for(objective, pair[0], dataset, num_samples, gradient, baseline)
     if not recipes.is_own(model):
         start_at_mean(pair[0], dataset)
         start_near_data(pair[0], dataset, seed)
@@ -144,7 +145,8 @@ def train(
             "data": _data_words(result.data),
             "model": model,
             "guide": guide,
-            "objective": f"{type(chosen).__name__}({chosen.num_particles})",
+            "objective": f"{type(chosen).__name__}({chosen.num_particles})"
+            + (", no bound" if chosen.is_adversarial else ""),
             "epochs": last["epoch"],
             "steps": last["step"],
             "step_mode": result.step_mode,

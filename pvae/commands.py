@@ -59,25 +59,31 @@ def widths(words: str) -> tuple[int, ...]:
 
 def objective_for(
     name: str,
+    model: Any,
     dataset: DataSet,
     num_samples: int | None = None,
     gradient: str | None = None,
     baseline: str | None = None,
 ) -> Objective:
-    """The objective of that name for a data set, with its own defaults for what is None.
+    """The objective of that name for a model and a data set, with its own defaults for what is None.
 
-    Raises: ValueError for an unknown name, or an option that the objective does not take.
+    Raises: ValueError for an unknown name, an option that the objective does not take, or one that has no guide.
     """
     cls = recipes.pick("pvae.objectives", name)
+    if not cls.trains_guide:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"the objective {name} trains a model without a guide, and a run holds a pair; use Python: "
+            "pvae.fit(model, None, data, objective=...)"
+        )
     takes = inspect.signature(cls).parameters
     options: dict[str, Any] = {"num_samples": num_samples, "gradient": gradient}
+    offers = {"model": model, "example_batch": dataset.train[:2], "num_data": len(dataset.train)}
     if baseline is not None:
-        offers = {"example_batch": dataset.train[:2]}
         options["baseline"] = recipes.construct(recipes.pick("pvae.objectives.baselines", baseline), offers)
     options = {option: value for option, value in options.items() if value is not None}
     if unknown := [option for option in options if option not in takes]:
         raise ValueError(f"the objective {name} takes no {unknown[0]}; it takes {', '.join(takes)}")
-    return recipes.construct(cls, {"num_data": len(dataset.train), **options})
+    return recipes.construct(cls, offers | options)
 
 
 def estimator_for(name: str, num_samples: int | None) -> Any:

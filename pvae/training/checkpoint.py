@@ -41,7 +41,7 @@ def save(
     Args:
         path: a folder, made if need be.
         model: the pair's model, any Pyro callable.
-        guide: the pair's guide.
+        guide: the pair's guide; None if it has none.
         example_batch: a batch to find the parameters with; only its shapes and dtypes are kept.
         recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
         record: anything else to keep in config.json (data, objective, results).
@@ -64,6 +64,8 @@ def write_run(
     state = {name: tensor.cpu().clone().contiguous() for name, tensor in parameters.state().items()}
     example = [{"shape": list(part.shape[1:]), "dtype": str(part.dtype).removeprefix("torch.")} for part in batch]
     config = {"format": _FORMAT, "recipe": recipe, "example_batch": example, **(record or {})}
+    if len(parameters.functions) == 1:
+        config["without_guide"] = True
     _write(folder / _WEIGHTS, safetensors.torch.save(state, metadata={"sha256": _digest(state)}))
     _write(folder / _CONFIG, (json.dumps(plain(config), indent=2) + "\n").encode())
 
@@ -99,7 +101,7 @@ def load(
     Args:
         path: a folder that `save` or `fit(out=...)` wrote.
         model: a model built as it was when saved; may be left out for a pair that has a recipe.
-        guide: its guide.
+        guide: its guide; None if it was trained without.
         device: where the pair shall live.
 
     Raises: ValueError if the folder is no run, its files are truncated or corrupt, the weights belong to another
@@ -108,13 +110,14 @@ def load(
     device = as_device(device)
     config = read_config(path)
     state = _read_weights(Path(path) / _WEIGHTS)
-    if (model is None or guide is None) and config.get("recipe") is None:
+    incomplete = model is None or (guide is None and not config.get("without_guide"))
+    if incomplete and config.get("recipe") is None:
         raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
     try:
         batch = tuple(
             torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
         )
-        if model is None or guide is None:
+        if incomplete:
             # Recipes know the built-in models and guides, which the engine below them must not.
             from pvae.recipes import build
 

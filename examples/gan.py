@@ -1,0 +1,98 @@
+"""Samples without a likelihood: a GAN and an adversarial autoencoder beside a VAE, on grey images.
+
+All train by the same `pvae.fit`; the adversarial two bring a discriminator along. What to see: the VAE alone has a
+log p(x). The GAN's draws lie on a surface of volume 0, so its log p(x) is undefined, not merely unknown. The Parzen
+window gives every model a number, and it is a poor one: it likes blurred means better than sharp draws, and the
+training images themselves, real data, set the mark that no honest sampler should be expected to pass. The maximum mean
+discrepancy compares samples with test images directly, 0 being no difference, and the draws of the VAE carry the noise
+of its likelihood, which "means" leaves out.
+
+    python examples/gan.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out gan.png]
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.neighbors import KernelDensity
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+import pvae
+from pvae.estimators import ImportanceSampling, ParzenWindow
+from pvae.guides import MeanField
+from pvae.models import VAE, Generator
+from pvae.models.likelihoods import Gaussian
+from pvae.nets import MLP
+from pvae.objectives import ELBO, AdversarialAutoencoder, GenerativeAdversarial
+from pvae.objectives.info import squared_mmd
+
+LATENT_DIM, HIDDEN, BLOCKS = 16, (256, 256), 10
+
+
+def decoder(shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(MLP(LATENT_DIM, HIDDEN, shape, nn.ELU), nn.Sigmoid())
+
+
+def discrepancy(samples: Tensor, test: Tensor) -> str:
+    """Squared MMD of as many samples and test data, with its standard error over blocks of both."""
+    samples, test = samples.flatten(1).double(), test.flatten(1).double()
+    square = 2 * test.var(0).sum()
+    pairs = zip(samples.chunk(BLOCKS), test.chunk(BLOCKS), strict=True)
+    values = torch.stack([squared_mmd(mine, theirs, lambda d: (-d / (2 * square)).exp()) for mine, theirs in pairs])
+    return f"{1000 * values.mean():.2f} +- {1000 * values.std() / BLOCKS**0.5:.2f}"
+
+
+def main(smoke: bool, data_root: Path | None, out: Path) -> None:
+    name = "digits" if data_root is None else "mnist"
+    data = pvae.data.load(name, root=data_root)
+    epochs, num_test, draws = (2, 100, 200) if smoke else (50, 1000 if data_root else 250, 10_000)
+    test, shape = data.test[:num_test], data.shape
+    parzen = ParzenWindow(draws, bandwidth=0.2)
+    table = Table("model", "log p(x), K = 200", f"Parzen, {draws} draws, h = 0.2", "1000 MMD^2 to test images")
+    kernels = KernelDensity(bandwidth=0.2).fit(data.train[:draws].flatten(1))
+    window = kernels.score_samples(test.flatten(1)).mean()
+    table.add_row("training images", "", f"{window:.1f}", discrepancy(data.train[:num_test], test))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+    for axis, label in zip(axes, ("GAN", "VAE", "adversarial autoencoder"), strict=True):
+        torch.manual_seed(0)
+        if label == "GAN":
+            model, guide = Generator(shape, LATENT_DIM, decoder=decoder(shape)), None
+            objective = GenerativeAdversarial(data.train[:2], hidden=HIDDEN)
+        else:
+            model = VAE(shape, LATENT_DIM, likelihood=Gaussian("shared"), decoder=decoder(shape))
+            guide = MeanField(model, data.train[:2], hidden=HIDDEN)
+            objective = ELBO() if label == "VAE" else AdversarialAutoencoder(model, data.train[:2], 100.0)
+        settings = {"lr": 2e-4, "betas": (0.5, 0.999)} if label == "GAN" else {"lr": 1e-3}
+        optimizer = lambda leaves, settings=settings: torch.optim.Adam(leaves, **settings, fused=True)  # noqa: E731
+        pvae.fit(model, guide, data, objective=objective, epochs=epochs, optimizer=optimizer)
+        answer = "undefined"
+        if guide is not None:
+            found = pvae.log_marginal(model, guide, test, ImportanceSampling(50 if smoke else 200))
+            answer = f"{found.mean:.1f} (k-hat {found.khat.nanmedian():.2f})"
+        window = pvae.log_marginal(model, None, test, parzen).mean
+        sampled = pvae.sample(model, num_test, seed=1)["x"]
+        table.add_row(label, answer, f"{window:.1f}", discrepancy(sampled, test))
+        means = pvae.sample(model, num_test, seed=1, mean=True)["x"]
+        if guide is not None:
+            table.add_row(f"{label}, means", "", "", discrepancy(means, test))
+        axis.imshow(make_grid(means[:64], pad_value=0.5).clamp(0, 1).permute(1, 2, 0))
+        axis.set_title(label)
+        axis.axis("off")
+    figure.savefig(out, dpi=150)
+    Console(width=110).print(table)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--data-root", type=Path, help="folder of MNIST; without it, scikit-learn's digits")
+    parser.add_argument("--out", type=Path, default=Path("gan.png"))
+    main(**vars(parser.parse_args()))
