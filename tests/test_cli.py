@@ -191,6 +191,21 @@ def test_objective_and_schedule_reach_the_training(rows, tmp_path):
     assert [record["lr"] for record in lines(tmp_path / "run" / "metrics.jsonl")] == pytest.approx([0.005, 0])
 
 
+def test_an_adversarial_objective_trains_and_says_that_it_is_no_bound(rows, tmp_path):
+    words = ["--objective", "adversarial_autoencoder", "--guide", "implicit", "--seed", 3]
+    for name in "ab":
+        printed = run_json("train", *TINY, "--data", rows, *words, "--out", tmp_path / name)
+    assert printed["objective"] == "AdversarialAutoencoder(1), no bound"
+    # The discriminator, too, starts from the seed.
+    weights = [(tmp_path / name / "checkpoint.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert "log q(z | x) is not defined" in refusal("logp", tmp_path / "a")
+    assert run_json("logp", tmp_path / "a", "--estimator", "prior_sampling")["mean"] < 0
+    game = ["train", *TINY, "--data", rows, "--model", "generator", "--out", tmp_path / "game"]
+    assert "trains a model without a guide" in refusal(*game, "--objective", "generative_adversarial")
+    assert "log p(x) is not defined" in refusal(*game)
+
+
 def test_default_folder_is_under_runs_and_never_taken_twice(tmp_path, rows, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [run_json("train", *TINY, "--data", "rows.npy")["run"] for _ in range(3)]
