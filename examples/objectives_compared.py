@@ -1,0 +1,81 @@
+"""One net, one budget, five objectives: the ELBO, importance-weighted bounds of 5 and 50 samples, and two cures.
+
+FIGURES
+
+    python examples/objectives_compared.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out objectives_compared.png]
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import pvae
+from pvae.estimators import ImportanceSampling
+from pvae.guides import MeanField
+from pvae.models import VAE
+from pvae.nets import init_output_bias
+from pvae.objectives import ELBO, IWAE, PIWAE
+
+OBJECTIVES = {
+    "ELBO": (ELBO(), 1),
+    "IWAE-5": (IWAE(5), 5),
+    "IWAE-5, DReG": (IWAE(5, gradient="dreg"), 5),
+    "PIWAE(5, 1)": (PIWAE(5, 1), 5),
+    "IWAE-50": (IWAE(50), 50),
+}
+
+
+def main(smoke: bool, data_root: Path | None, out: Path) -> None:
+    epochs, num_samples, num_test = (1, 100, 50) if smoke else (6, 1000, 1000)
+    data = pvae.data.load("digits" if data_root is None else "mnist", root=data_root, binarize="dynamic")
+    test = data.observe(data.test[:num_test], torch.Generator().manual_seed(0))
+    table = Table(
+        "objective", "its bound", f"log p, K = {num_samples}", "+- data", "median k-hat", "active units", "s / epoch"
+    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
+    for row, (name, (objective, num_particles)) in enumerate(OBJECTIVES.items()):
+        torch.manual_seed(0)
+        model = VAE(data.shape, latent_dim=50)
+        init_output_bias(model.decoder, data.train.mean(0))
+        guide = MeanField(model, data.train[:2])
+        result = pvae.fit(model, guide, data, objective=objective, epochs=epochs, schedule="cosine")
+        own = pvae.log_marginal(model, guide, test, ImportanceSampling(num_particles))
+        answer = pvae.log_marginal(model, guide, test, ImportanceSampling(num_samples), progress=True)
+        seconds = result.history[-1]["seconds"] / epochs
+        table.add_row(
+            name,
+            f"{own.mean:.2f}",
+            f"{answer.mean:.2f}",
+            f"{answer.standard_error:.2f}",
+            f"{answer.khat.nanmedian():.2f}",
+            f"{pvae.diagnostics.collapse(model, guide, test).num_active}",
+            f"{seconds:.1f}",
+        )
+        print(f"{name}: log p(x) {answer.mean:.2f}", flush=True)
+        left.plot([own.mean, answer.mean], [row, row], color=f"C{row}")
+        left.plot(own.mean, row, "o", color=f"C{row}", markerfacecolor="white")
+        left.plot(answer.mean, row, "o", color=f"C{row}")
+        right.semilogx(seconds, answer.mean, "o", color=f"C{row}", label=name)
+    left.set_yticks(range(len(OBJECTIVES)), list(OBJECTIVES))
+    left.invert_yaxis()
+    left.set(xlabel="nats: own bound (open), log p(x) (full)")
+    right.set(xlabel="seconds per epoch", ylabel="log p(x) of test data (nats)")
+    right.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+    Console().print(table)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--data-root", type=Path, help="folder of MNIST; without it, scikit-learn's digits")
+    parser.add_argument("--out", type=Path, default=Path("objectives_compared.png"))
+    main(**vars(parser.parse_args()))
