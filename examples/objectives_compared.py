@@ -40,7 +40,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         "objective", "its bound", f"log p, K = {num_samples}", "+- data", "median k-hat", "active units", "s / epoch"
     )
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
-    for row, (name, (objective, num_particles)) in enumerate(OBJECTIVES.items()):
+    for row, (name, (objective, num_particles)) in enumerate(list(OBJECTIVES.items())[:: 2 if smoke else 1]):
         torch.manual_seed(0)
         model = VAE(data.shape, latent_dim=50)
         init_output_bias(model.decoder, data.train.mean(0))
@@ -63,9 +63,8 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         left.plot(own.mean, row, "o", color=f"C{row}", markerfacecolor="white")
         left.plot(answer.mean, row, "o", color=f"C{row}")
         right.semilogx(seconds, answer.mean, "o", color=f"C{row}", label=name)
-    left.set_yticks(range(len(OBJECTIVES)), list(OBJECTIVES))
+    left.set(xlabel="nats: own bound (open), log p(x) (full)", yticks=[])
     left.invert_yaxis()
-    left.set(xlabel="nats: own bound (open), log p(x) (full)")
     right.set(xlabel="seconds per epoch", ylabel="log p(x) of test data (nats)")
     right.legend(frameon=False)
     figure.savefig(out, dpi=150)

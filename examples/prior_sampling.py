@@ -25,7 +25,7 @@ from pvae.nets import init_output_bias
 
 def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     dims, counts = ((2, 10), (10, 100, 1000)) if smoke else ((2, 5, 10, 20), (10, 100, 1000, 10_000))
-    num_test, steps, epochs = (20, 100, 1) if smoke else (100, 2000, 5)
+    num_test, steps, epochs = (20, 100, 1) if smoke else (100, 1500, 4)
     data = pvae.data.load("digits" if data_root is None else "mnist", root=data_root, binarize="dynamic")
     grey = pvae.data.load("digits")
     pixels, held_out = ((part.flatten(1) / grey.train.std()).double() for part in (grey.train, grey.test))

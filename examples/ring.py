@@ -34,13 +34,13 @@ def log_posterior(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def main(smoke: bool, out: Path) -> None:
-    steps, num_samples, num_test = (200, 100, 10) if smoke else (5000, 1000, 200)
+    steps, num_samples, num_test = (100, 100, 10) if smoke else (4000, 1000, 200)
     model = pvae.truth.ring().model
     draws = pvae.sample(model, 2000, like=torch.ones(1, 2, dtype=torch.float64), seed=1)
     test = pvae.sample(model, num_test, like=torch.ones(1, 2, dtype=torch.float64), seed=2)["x"]
     exact = pvae.truth.ring(test).log_prob
     integrated = pvae.log_marginal(model, None, test, Quadrature()).values
-    print(f"log p(x) {exact.mean():.4f} nats; quadrature over z differs by {(integrated - exact).abs().max():.1e} at most")
+    print(f"log p(x) {exact.mean():.4f} nats, by quadrature over z {integrated.mean():.4f}")
 
     figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained")
     colours = torch.atan2(*draws["z"].T)
@@ -73,7 +73,7 @@ def main(smoke: bool, out: Path) -> None:
         z = pvae.encode(guide, shown, num_samples=500)["z"][:, 0]
         axis.imshow(posterior, extent=(-3, 3, -3, 3), origin="lower", cmap="Greys")
         axis.scatter(*z.T, s=2, color="C1")
-        axis.set(title=f"{family.__name__}: draws on p(z given x)", xlim=(-3, 3), ylim=(-3, 3))
+        axis.set(title=f"{family.__name__} on p(z given x)", xlim=(-3, 3), ylim=(-3, 3))
     for axis in axes[0]:
         axis.set_aspect("equal")
     Console().print(table)
