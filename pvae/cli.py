@@ -113,8 +113,8 @@ def train(
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
-    recipe["guide"] = guide = guide or recipes.name_of(pair[1])
         chosen = objective_for(objective, pair[0], dataset, num_samples, gradient, baseline)
+    recipe["guide"] = guide = guide or recipes.name_of(pair[1])
     if not recipes.is_own(model):
         start_at_mean(pair[0], dataset)
         start_near_data(pair[0], dataset, seed)

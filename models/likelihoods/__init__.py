@@ -14,6 +14,7 @@ from pvae.models.likelihoods.discretized_logistic_mixture import (
     DiscretizedLogisticMixture as DiscretizedLogisticMixture,
 )
 from pvae.models.likelihoods.gaussian import Gaussian as Gaussian
+from pvae.models.likelihoods.masked import observed_only as observed_only
 from pvae.models.likelihoods.multinomial import Multinomial as Multinomial
 from pvae.models.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomial
 from pvae.models.likelihoods.poisson import Poisson as Poisson
@@ -21,4 +22,3 @@ from pvae.models.likelihoods.student_t import StudentT as StudentT
 from pvae.models.likelihoods.zero_inflated_negative_binomial import (
     ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomial,
 )
-from pvae.models.likelihoods.masked import observed_only as observed_only
