@@ -5,7 +5,7 @@ four classes of the WHO, the other seven measurements are real (here in standard
 column the law of its kind, and the latent vector is what ties them together. log p(x) holds densities of the real
 columns and masses of the others, so it compares only between models of this same table; the baseline is the same
 likelihood with a decoder that ignores z, which is one law per column. What to see: nats per patient that the
-latent vector is worth. The figure shows the patients' codes in two dimensions, and whether they tell of the disease's
+latent vector is worth, by numerical integration over it. The figure shows the patients' codes in two dimensions, and whether they tell of the disease's
 progression a year later, which no model saw.
 
 AS_MEASURED
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import pvae
 from pvae.data import DataSet
-from pvae.estimators import ImportanceSampling
+from pvae.estimators import Quadrature
 from pvae.guides import FullCovariance
 from pvae.models import VAE
 from pvae.models.likelihoods import Columns
@@ -62,23 +62,26 @@ def patients() -> tuple[DataSet, Tensor]:
 
 
 def main(smoke: bool, out: Path) -> None:
-    epochs, num_samples = (5, 50) if smoke else (3000, 2000)
+    epochs, num_test = (5, 10) if smoke else (1000, 100)
+    mode = "eager" if smoke else "auto"
     data, progression = patients()
     size = Columns(KINDS).num_parameters
-    decoders = {"each on its own": Constant(size), "linear": nn.Linear(2, size), "MLP of 30": MLP(2, (30,), size)}
-    table = Table("decoder", "log p(x)", "+- data", "more than on their own", "untrusted")
+    decoders = {
+        "each on its own": lambda: Constant(size),
+        "linear": lambda: nn.Linear(2, size),
+        "MLP of 30": lambda: MLP(2, (30,), size),
+    }
+    table = Table("decoder", "log p(x)", "+- data", "more than on their own")
     answers = {}
-    for name, decoder in decoders.items():
+    for name, make in decoders.items():
         torch.manual_seed(0)
-        model = VAE(data.shape, 2, likelihood=Columns(KINDS), decoder=decoder)
+        model = VAE(data.shape, 2, likelihood=Columns(KINDS), decoder=make())
         guide = FullCovariance(model, data.train[:2], hidden=(30,))
-        pvae.fit(model, guide, data, epochs=epochs, lr=3e-3, early_stopping=200)
-        answer = answers[name] = pvae.log_marginal(model, guide, data, ImportanceSampling(num_samples))
+        pvae.fit(model, guide, data, epochs=epochs, lr=3e-3, early_stopping=200, step_mode=mode)
+        answer = answers[name] = pvae.log_marginal(model, guide, data.test[:num_test], Quadrature(60))
         gain = pvae.compare(answer, answers["each on its own"])
         more = f"{gain.mean:.2f} +- {gain.standard_error:.2f}"
-        table.add_row(
-            name, f"{answer.mean:.2f}", f"{answer.standard_error:.2f}", more, f"{answer.fraction_untrusted:.0%}"
-        )
+        table.add_row(name, f"{answer.mean:.2f}", f"{answer.standard_error:.2f}", more)
     codes = next(iter(pvae.encode(guide, data.test).values()))
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     points = axes.scatter(*codes.T, c=progression, cmap="viridis")

@@ -248,7 +248,6 @@ def test_the_mass_at_zero_of_a_zero_inflated_count():
     assert found.exp().item() == pytest.approx(gate + (1 - gate) * (r / (r + mean)) ** r, rel=1e-7)
 
 
-# A learned r is at least its floor: raw numbers about 1 keep the tails that 4,000 draws can average.
 @pytest.mark.parametrize("name", ALL)
 def test_draws_are_in_the_support_and_average_to_the_mean(name):
     likelihood, shape = ALL[name]
@@ -284,12 +283,10 @@ def test_shapes_types_and_expansion(name, dtype):
     assert law.mask(torch.zeros(4, 1, 3, dtype=torch.bool)).log_prob(x).eq(0).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "Multinomial"])
 def test_all_but_bags_score_each_entry_on_its_own(name):
     likelihood, shape = ALL[name]
     law = likelihood.double()(numbers(likelihood, shape, 3), shape)
-    if name == "Multinomial":
-        return
     x = law.sample()
     each = law.base_dist.log_prob(x)
     assert each.shape == (3, *shape)
@@ -433,10 +430,7 @@ def test_bad_options_are_refused_in_one_line(make, message):
 
 
 def test_bits_per_dim_of_a_uniform_law_are_its_bits():
-    law = DiscretizedLogistic(256, 1e6)
-    nats = law(torch.full((3, 4), 0.5), (3, 4)).base_dist.log_prob(torch.tensor(100 / 255)).sum()
     assert bits_per_dim(-12 * math.log(256), 12) == pytest.approx(8)
-    assert bits_per_dim(nats, 12) > 8  # its tails fall into the end bins
     torch.testing.assert_close(bits_per_dim(torch.tensor([-1.0, -2.0]), 2), torch.tensor([0.5, 1.0]) / math.log(2))
 
 

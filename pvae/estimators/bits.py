@@ -15,8 +15,9 @@ Nats = TypeVar("Nats", float, Tensor)
 def bits_per_dim(nats: Nats, num_dims: int) -> Nats:
     """-nats / (num_dims log 2): log p(x) of data with `num_dims` values, seen in bits per value; smaller is better.
 
-    The view is of masses, as of `DiscretizedLogistic`. A density of data that were divided by 255 lacks log 256 nats
-    per value to one of 8-bit levels, and is below a mass only if the levels were dequantised with uniform noise.
+    It is meant for masses, as of `DiscretizedLogistic`. From a density of 8-bit levels with uniform noise on them,
+    divided by 256, take off log 256 nats per value first; the bits are then on average no fewer than those of the mass
+    that it implies.
 
     Args:
         nats: log p(x), a number or a tensor of them.
