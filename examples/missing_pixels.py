@@ -47,9 +47,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     steps, num_samples, num_test, num_known = (60, 50, 20, 200) if smoke else (6000, 1000, 500, 5000)
     data = pvae.data.load("digits" if data_root is None else "mnist", root=data_root)
     draws, truth = torch.Generator().manual_seed(0), data.test[:num_test]
-    train, test = (
-        pvae.data.missing(x, torch.rand(x.shape, generator=draws) < 0.5) for x in (data.train, data.test[:num_test])
-    )
+    train, test = (pvae.data.missing(x, torch.rand(x.shape, generator=draws) < 0.5) for x in (data.train, truth))
     hidden = ~test[1]
 
     torch.manual_seed(0)
@@ -71,14 +69,11 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         print(f"{name:<24} RMSE {(values - truth)[hidden].square().mean().sqrt():.4f}")
     inside = (filled.lower <= truth) & (truth <= filled.upper)
     ink = inside[hidden & (truth > 0)].double().mean()
-    print(f"{steps} steps: bounds from {-result.losses[0]:.2f} to {-result.losses[-100:].mean():.2f} nats per image")
+    print(f"bounds of {-result.losses[0]:.2f}, then {-result.losses[-100:].mean():.2f} nats; {seconds:.0f} CPU seconds")
     print(f"90 % intervals cover {inside[hidden].double().mean():.1%} of missing pixels, {ink:.1%} of those with ink")
-    print(
-        f"median ESS {filled.ess.median():.1f} of {num_samples}, k-hat {filled.khat.median():.2f}; {seconds:.0f} CPU s"
-    )
-
-    seen, width = test[0].masked_fill(hidden, 0.5), filled.upper - filled.lower
-    rows = {"original": truth, "observed": seen, "imputed": filled.mean, "width": width}
+    print(f"median ESS {filled.ess.median():.1f} of {num_samples}, median k-hat {filled.khat.median():.2f}")
+    rows = {"original": truth, "observed": test[0].masked_fill(hidden, 0.5), "imputed": filled.mean}
+    rows["width"] = filled.upper - filled.lower
     figure, axes = plt.subplots(len(rows), 8, figsize=(8, 4.2), layout="constrained")
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         row[0].set_title(name, loc="left", fontsize=9)

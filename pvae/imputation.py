@@ -206,7 +206,7 @@ class _Imputer:
     def _require_unread(self, batch: Batch) -> None:
         """Raise ValueError if the density changes with what stands where x is missing."""
         x, observed, *others = batch
-        run = run_pair(self.model, self.guide, batch, 1, self._layout(batch))
+        run = run_pair(self.model, None, batch, 1, self._layout(batch))
         other = torch.where(observed, x, self._values(self._drawn(run), _draw)[0].to(x.dtype))
         again = run_pair(self.model, None, (other, observed, *others), 1, run.layout, given=run.latents)
         before, after = (each.log_likelihood + each.log_prior for each in (run.log_weights(), again.log_weights()))

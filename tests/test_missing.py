@@ -19,6 +19,7 @@ from pvae.models import VAE, LinearGaussian
 from pvae.models.likelihoods import Bernoulli, Categorical, Gaussian, observed_only
 from pvae.nets import MLP
 from pvae.objectives import IWAE
+from tests.tables import GUIDES, OneHotPrior
 from tests.test_clean_world import assert_unchanged, world
 
 X_DIM, LATENT_DIM, NUM_DATA = 8, 3, 300
@@ -296,6 +297,60 @@ def test_latents_that_are_summed_out_and_entries_in_a_plate():
         assert result.mean[row, hidden] == pytest.approx(expected, abs=5 * result.standard_error[row, hidden].item())
         error = (means[0] - means[1])[hidden].abs() * (responsibility.prod() / 4000).sqrt()
         assert result.standard_error[row, hidden].item() == pytest.approx(error.item(), rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["Auxiliary", "IAF"])
+def test_any_guide_imputes_the_same_means(truth, name):
+    model, data, _ = truth
+    model.log_scale.data.fill_(math.log(5))  # so vague that a little training will do
+    few = tuple(part[:20] for part in data)
+    _, mean, _ = conditionals(model, *few)
+    torch.manual_seed(2)
+    guide = GUIDES[name](model, few).double()
+    pvae.fit(model, guide, few, objective=IWAE(5), steps=150, lr=2e-2, train="guide", step_mode="traced")
+    result = pvae.impute(model, guide, few, 4000, 20)
+    trusted = (result.khat < result.khat_threshold)[:, None] & ~few[1]
+    assert trusted.sum() > 0.8 * (~few[1]).sum()
+    assert ((result.mean - mean).abs() < 5 * result.standard_error)[trusted].all()
+
+
+def test_discrete_latents_against_their_sum():
+    torch.manual_seed(0)
+    model = VAE((4,), 3, prior=OneHotPrior(), decoder=MLP(3, (5,), 4))
+    model.decoder.layers[-1].weight.data.mul_(4)
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).round()
+    data = missing(x, mask(6, 4))
+    result = pvae.impute(model, GUIDES["Categorical"](model, data), data, 4000, 20)
+    means = model.decoder(torch.eye(3)).sigmoid()
+    entries = dist.Bernoulli(means[:, None]).log_prob(data[0]) * data[1]
+    posterior = (model.prior.logits[:, None] + entries.sum(-1)).softmax(0)
+    error = 5 * result.standard_error + 1e-6
+    assert ((result.mean - posterior.T @ means).abs() < error)[~data[1]].all()
+    assert 1e-3 < result.standard_error.max() < 0.05
+
+
+def test_one_of_several_observed_sites():
+    def model(x, observed, other):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            likelihood, x = observed_only(dist.Normal(z, 1.0).to_event(1), x, observed)
+            pyro.sample("x", likelihood, obs=x)
+            pyro.sample("other", dist.Normal(z, 0.5).to_event(1), obs=other)
+
+    data = torch.tensor([[1.0, 9.0]]), torch.tensor([[True, False]]), torch.tensor([[0.0, 2.0]])
+    with pytest.raises(ValueError, match=r"got 2 of its size; set site= to one of \['other', 'x'\]"):
+        pvae.impute(model, None, data)
+    result = pvae.impute(model, None, data, 20_000, 20, site="x")
+    assert result.mean[0, 1] == pytest.approx(2 * 4 / 5, abs=5 * result.standard_error[0, 1].item())
+    assert 0.001 < result.standard_error[0, 1] < 0.02
+
+
+def test_one_draw_has_no_error():
+    model, data = linear()
+    result = pvae.impute(model, Exact(model), data, 1, 1)
+    assert torch.equal(result.standard_error.isnan(), ~data[1])
+    assert torch.equal(result.lower, result.upper)
+    assert torch.equal(result.lower, result.draws[0])
 
 
 def test_chunks_of_weights_add_up():
