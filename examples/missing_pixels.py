@@ -7,9 +7,9 @@ observed ones among its 8 neighbours, which knows that pixels lie on a grid; kNN
 Coverage is the share of missing pixels between the ends of their 90 % intervals; that of pixels with ink stands beside
 it, for most pixels are blank: one scale for all is too wide for these and too narrow for ink.
 
-Measured on MNIST, 500 test images (92 CPU seconds to train and impute): RMSE 0.163 by the VAE, 0.168 by kNN (k = 10 among
-5,000 images), 0.146 by observed neighbours, 0.253 by means. The intervals cover 90.2 % of missing pixels, 60.9 % of ink;
-the median ESS is 1.4 of 1000, the k-hat 4.8: for images as sharp as these the guide is no good proposal.
+Measured on MNIST, 500 test images (92 CPU seconds to train and impute): RMSE 0.163 by the VAE, 0.168 by kNN (k = 10,
+5,000 images), 0.146 by observed neighbours, 0.253 by means. The intervals cover 90.2 % of missing pixels, 60.9 % of
+ink; the median ESS is 1.4 of 1000, the k-hat 4.8: for so many sharp pixels the guide is no good proposal.
 
     python examples/missing_pixels.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out missing_pixels.png]
 """
