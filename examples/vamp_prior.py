@@ -32,9 +32,11 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         data = pvae.data.load("digits", binarize="static")
     else:
         data = pvae.data.load("binarized_mnist", root=data_root)
-    epochs, num_components, num_samples, num_test = (1, 10, 20, 20) if smoke else (15, 100, 1000, 1000)
+    epochs, num_components, num_samples, num_test = (1, 10, 20, 20) if smoke else (6, 100, 1000, 1000)
     steps_per_epoch = -(-len(data.train) // 100)
     mean = data.train.float().mean(0)
+    # The test data of the files come in an order, so the first would be no sample of them.
+    test = data.test[torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:num_test]]
     priors = {
         "StandardNormal": lambda: StandardNormal(40),
         "GaussianMixture": lambda: GaussianMixture(40, num_components),
@@ -52,7 +54,6 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
             model.prior.tie(guide)
         warmup = linear_warmup(epochs * steps_per_epoch // 3)
         result = pvae.fit(model, guide, data, epochs=epochs, schedule="cosine", kl_schedule=warmup)
-        test = data.test[:num_test]
         answer = pvae.log_marginal(model, guide, test, ImportanceSampling(num_samples), progress=True)
         units = pvae.diagnostics.collapse(model, guide, test)
         table.add_row(
