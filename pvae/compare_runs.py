@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 
 import pvae
 from pvae.comparison import Comparison, compare, require_same_record
@@ -16,7 +16,7 @@ from pvae.contexts import called_modules, seeded
 from pvae.data.batches import Batches
 from pvae.data.dataset import DataSet
 from pvae.estimators.log_marginal import Estimator, LogMarginal
-from pvae.sites import random_sites
+from pvae.sites import Batch, Site, random_sites
 from pvae.store import private_store
 
 __all__ = ["compare_runs"]
@@ -48,21 +48,33 @@ def compare_runs(
         )
     source.to(device)
     source.reseed(seed)
-    observed = torch.cat([batch[0] for batch in source.epoch()])
-    observed_b = observed.reshape(-1, *data_b.shape)
-    _require_same_measure(pair_a[0], pair_b[0], observed[:2], observed_b[:2])
+    observed = tuple(torch.cat(parts) for parts in zip(*source.epoch(), strict=True))
+    observed_b = observed[0].reshape(-1, *data_b.shape), *observed[1:]
+    _require_same_measure(
+        pair_a[0], pair_b[0], *(tuple(part[:2] for part in batch) for batch in (observed, observed_b))
+    )
     results = []
-    for pair, x, own_seed in ((pair_a, observed, seed), (pair_b, observed_b, seed + 2)):
+    for pair, batch, own_seed in ((pair_a, observed, seed), (pair_b, observed_b, seed + 2)):
         found = pvae.log_marginal(
-            *pair, x, estimator, batch_size=batch_size, device=device, seed=own_seed, progress=progress
+            *pair, batch, estimator, batch_size=batch_size, device=device, seed=own_seed, progress=progress
         )
         results.append(dataclasses.replace(found, data=record))
     return results[0], results[1], compare(*results)
 
 
-def _require_same_measure(model_a: Any, model_b: Any, x_a: Tensor, x_b: Tensor) -> None:
-    """A density has units of 1/x and no upper limit, a probability is at most 1: their logs do not compare."""
-    a, b = _is_discrete(model_a, x_a), _is_discrete(model_b, x_b)
+def _require_same_measure(model_a: Any, model_b: Any, batch_a: Batch, batch_b: Batch) -> None:
+    """A density has units of 1/x and no upper limit, a probability is at most 1: their logs do not compare.
+
+    Nor does log p(x | label) with log p(label | x).
+    """
+    sites_a, sites_b = _observed(model_a, batch_a), _observed(model_b, batch_b)
+    sizes = {sum(site["value"].numel() for site in sites) for sites in (sites_a, sites_b)}
+    if len(batch_a) > 1 and len(sizes) > 1:
+        raise ValueError(
+            "one of A and B scores the data given labels, the other the labels given data; their logs do not compare: "
+            "train both as models of the same part"
+        )
+    a, b = _is_discrete(sites_a), _is_discrete(sites_b)
     if a is not None and b is not None and a != b:
         words = ["a probability" if discrete else "a density" for discrete in (a, b)]
         raise ValueError(
@@ -71,19 +83,24 @@ def _require_same_measure(model_a: Any, model_b: Any, x_a: Tensor, x_b: Tensor) 
         )
 
 
-def _is_discrete(model: Any, x: Tensor) -> bool | None:
-    """Whether what a model observes has a discrete support; None if it does not say, or has both."""
+def _observed(model: Any, batch: Batch) -> list[Site]:
+    """The observed sites of a model on a batch."""
     with (
         private_store(model),
         torch.no_grad(),
-        seeded(0, x.device),
+        seeded(0, batch[0].device),
         called_modules(),
         pyro.validation_enabled(False),
         poutine.trace() as run,
     ):
-        model(x)
+        model(*batch)
+    return [site for site in random_sites(run.trace).values() if site["is_observed"]]
+
+
+def _is_discrete(sites: Sequence[Site]) -> bool | None:
+    """Whether observed sites have a discrete support; None if they do not say, or have both."""
     try:
-        kinds = {site["fn"].support.is_discrete for site in random_sites(run.trace).values() if site["is_observed"]}
+        kinds = {site["fn"].support.is_discrete for site in sites}
     except NotImplementedError:
         return None
     return kinds.pop() if len(kinds) == 1 else None

@@ -163,7 +163,7 @@ def compare(a: LogMarginal, b: LogMarginal) -> Comparison:
 
 
 def require_same_record(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Refuse data whose records differ in name, split, kind, binarisation or the size of a datum, and simulated ones.
+    """Refuse data whose records differ in name, split, kind, binarisation, labels or size of a datum, or are simulated.
 
     Raises: ValueError that names the first difference.
     """
@@ -178,6 +178,11 @@ def require_same_record(a: dict[str, Any], b: dict[str, Any]) -> None:
                 f"A and B are of different data: {key} {a.get(key) or 'none'} and {b.get(key) or 'none'}; "
                 "their log p(x) do not compare: evaluate both on the same data, binarised alike"
             )
+    if a.get("beside") != b.get("beside"):
+        raise ValueError(
+            "A and B are of different data: what stands beside them (labels) differs; log p(x | label) and log p(x) do "
+            "not compare: condition both, or neither"
+        )
     if _sizes(a.get("shape", [])) != _sizes(b.get("shape", [])):
         raise ValueError(
             f"A and B are of different data: shape {a.get('shape')} and {b.get('shape')}; evaluate both on the same"

@@ -17,6 +17,7 @@ from pvae.guides import (
     Categorical,
     CouplingFlow,
     Delta,
+    Empty,
     Exact,
     FullCovariance,
     Implicit,
@@ -34,6 +35,7 @@ from pvae.guides import (
     TopDown,
 )
 from pvae.models import VAE, Generator, LinearGaussian, SigmoidBeliefNet, likelihoods
+from pvae.models import VAE, ConditionalVAE, LinearGaussian, NeuralClassifier, SigmoidBeliefNet, likelihoods
 from pvae.models.likelihoods import Gaussian
 from pvae.models.priors import FlowPrior, GaussianMixture, VampPrior, pseudo_inputs_near
 from pvae.nets import MLP, ConvDecoder
@@ -57,6 +59,8 @@ from pvae.objectives import (
 from pvae.objectives.baselines import LeaveOneOut, RunningMean
 
 NUM_DATA = 6
+
+Data = Tensor | tuple[Tensor, ...]
 
 
 def binary(*shape: int) -> Tensor:
@@ -86,6 +90,23 @@ def mixed_columns() -> Tensor:
 
 
 def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None, prior: nn.Module | None = None) -> VAE:
+def one_hots() -> Tensor:
+    return torch.nn.functional.one_hot(categories(), 3).float()
+
+
+def cast(batch: Data, dtype: torch.dtype) -> Data:
+    """The batch with its floats in that dtype."""
+    if isinstance(batch, tuple):
+        return tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
+    return batch.to(dtype) if batch.is_floating_point() else batch
+
+
+def rows(batch: Data, index: Any) -> Data:
+    """Some data of the batch."""
+    return tuple(part[index] for part in batch) if isinstance(batch, tuple) else batch[index]
+
+
+def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None) -> VAE:
     likelihood = likelihood or VAE(shape, 2).likelihood
     return VAE(shape, 2, likelihood=likelihood, prior=prior, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
 
@@ -115,7 +136,16 @@ class OneHotPrior(nn.Module):
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
     "Generator": (lambda: Generator((4,), 2, decoder=MLP(2, (5,), (4,))), lambda: real(4)),
+MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
+    "ConditionalVAE": (
+        lambda: ConditionalVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
+        lambda: (binary(1, 4, 4), one_hots()),
+    ),
     "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
+    "NeuralClassifier": (
+        lambda: NeuralClassifier((4,), 3, net=MLP(4, (5,), 3)),
+        lambda: (real(4), one_hots()),
+    ),
     "SigmoidBeliefNet": (lambda: SigmoidBeliefNet((1, 4, 4), (3, 2)), lambda: binary(1, 4, 4)),
     "VAE": (lambda: vae((1, 4, 4)), lambda: binary(1, 4, 4)),
     "VAE, convolutional": (
@@ -157,13 +187,14 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
     ),
 }
 
-GUIDES: dict[str, Callable[[Any, Tensor], Any]] = {
+GUIDES: dict[str, Callable[[Any, Data], Any]] = {
     "Auxiliary": lambda model, x: Auxiliary(model, x, hidden=(5,), auxiliary_dim=2),
     "Bernoulli": lambda model, x: Bernoulli(model, x, hidden=(5,)),
     "BottomUp": lambda model, x: BottomUp(model, x, hidden=(5,)),
     "Categorical": lambda model, x: Categorical(model, x, hidden=(5,)),
     "CouplingFlow": lambda model, x: CouplingFlow(model, x, hidden=(5,), length=2, step_hidden=(6,), context=3),
     "Delta": lambda model, x: Delta(model, x, hidden=(5,)),
+    "Empty": lambda model, x: Empty(model, x),
     "Exact": lambda model, x: Exact(model),
     "FullCovariance": lambda model, x: FullCovariance(model, x, hidden=(5,)),
     "IAF": lambda model, x: IAF(model, x, hidden=(5,), step_hidden=(6,), context=3),
@@ -191,8 +222,8 @@ IMPLICIT = {"Generator", "Implicit"}
 # `pvae.encode` gives draws of these.
 NO_MEAN = {"CouplingFlow", "IAF", "PlanarFlow", "SplineFlow"}
 
-# Built for certain data, with no encoder of the user's choice.
-NOT_AMORTISED = {"Exact", "Local"}
+# With no encoder of the user's choice.
+NOT_AMORTISED = {"Empty", "Exact", "Local"}
 
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
@@ -254,7 +285,11 @@ def refusal(model: str, guide: str) -> str | None:
         return "Ladder multiplies Gaussians.*use TopDown"
     if guide in WITHOUT_A_POSTERIOR and model == "VAE, VampPrior":
         return f"VampPrior needs a guide with one latent site.*got {guide}.*use MeanField"
+    if model == "NeuralClassifier":
+        return None if guide == "Empty" else r"no latent site.*use pvae\.guides\.Empty"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
+    if guide == "Empty":
+        return f"site '{'h2' if bits else 'z'}' is latent.*use a guide"
     if guide in DISCRETE:
         kind = {"Bernoulli": "binary", "Categorical": "categorical"}.get(guide.removeprefix("Relaxed"))
         if bits if kind == "binary" else one_hot:

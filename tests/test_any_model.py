@@ -33,8 +33,8 @@ class Every(nn.Module):
 
 
 # Exact and the discrete guides serve other models; Ladder needs Gaussian sites and says so; an implicit one has no
-# density.
-ANY = sorted(set(GUIDES) - {"Exact", "Ladder"} - DISCRETE - IMPLICIT)
+# density; Empty serves models without latents.
+ANY = sorted(set(GUIDES) - {"Empty", "Exact", "Ladder"} - DISCRETE - IMPLICIT)
 
 
 def pair(name):

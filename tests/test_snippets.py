@@ -72,3 +72,20 @@ def test_the_skeletons_to_paste_train():
     losses = pvae.fit(model, guide, x, steps=60, batch_size=50, lr=1e-2).losses
     assert losses[-1] < losses[0] - 3
     assert torch.isfinite(pvae.log_marginal(model, guide, x).values).all()
+
+
+def test_a_model_from_the_skeleton_needs_no_guide_of_its_own():
+    namespace = {}
+    exec(compile(snippets("CONTRIBUTING.md")[0], "CONTRIBUTING.md", "exec"), namespace)
+    torch.manual_seed(0)
+    x = torch.rand(50, 64).round()
+    model = namespace["MyModel"]()
+    guide = pvae.guides.MeanField(model, x[:2], hidden=(20,))
+    result = pvae.fit(model, guide, x, steps=20, batch_size=50, lr=1e-2, step_mode="traced")
+    assert result.step_mode == "traced"
+    assert result.losses[-5:].mean() < result.losses[:5].mean()
+    answer = pvae.log_marginal(model, guide, x)
+    assert torch.isfinite(answer.values).all()
+    # 64 fair coins have -44.4 nats, and 50 data in a model of 8 latents gain some.
+    assert -48 < answer.mean < -35
+    assert pvae.sample(model, 3, like=x)["x"].shape == (3, 64)
