@@ -4,6 +4,7 @@ from pvae.guides.auxiliary import Auxiliary as Auxiliary
 from pvae.guides.bernoulli import Bernoulli as Bernoulli
 from pvae.guides.bottom_up import BottomUp as BottomUp
 from pvae.guides.categorical import Categorical as Categorical
+from pvae.guides.chained import Chained as Chained
 from pvae.guides.coupling_flow import CouplingFlow as CouplingFlow
 from pvae.guides.delta import Delta as Delta
 from pvae.guides.empty import Empty as Empty
@@ -18,6 +19,7 @@ from pvae.guides.mean_field import MeanField as MeanField
 from pvae.guides.mixed import Mixed as Mixed
 from pvae.guides.mixture import Mixture as Mixture
 from pvae.guides.planar_flow import PlanarFlow as PlanarFlow
+from pvae.guides.recurrent import Recurrent as Recurrent
 from pvae.guides.relaxed import RelaxedBernoulli as RelaxedBernoulli
 from pvae.guides.relaxed import RelaxedCategorical as RelaxedCategorical
 from pvae.guides.semi_amortized import SemiAmortized as SemiAmortized

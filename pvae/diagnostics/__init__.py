@@ -2,6 +2,7 @@
 
 from pvae.aggregate import log_aggregate_posterior as log_aggregate_posterior
 from pvae.aggregate import pairwise_log_guide as pairwise_log_guide
+from pvae.diagnostics.dimensions import active_dimensions as active_dimensions
 from pvae.diagnostics.gaps import InferenceGap as InferenceGap
 from pvae.diagnostics.gaps import inference_gap as inference_gap
 from pvae.diagnostics.gradients import GradientVariance as GradientVariance

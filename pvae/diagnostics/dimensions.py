@@ -1,0 +1,41 @@
+"""How many latent dimensions a fit needs: those whose posterior is far narrower than the prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pvae.diagnostics.setting import require_count
+from pvae.generate import encode
+
+__all__ = ["active_dimensions"]
+
+
+def active_dimensions(
+    guide: Any, x: Tensor | tuple[Tensor, ...], *, threshold: float = 0.5, num_samples: int = 10, seed: int = 0
+) -> dict[str, Tensor]:
+    """Which dimensions of each site carry the data: E_x Var_q(z_u | x) < threshold.
+
+    For latents of prior variance 1. Where a learned scale of the likelihood goes to 0, the posterior variance of as
+    many dimensions as the data manifold has goes to 0, too, while that of the others stays 1; in between there is
+    little, so the threshold hardly matters. `collapse` counts by the variance of the means, Var_x(E_q[z_u | x]); the two
+    add up to 1 where q(z) is the prior, and differ while a scale is still on its way down.
+
+    Args:
+        guide: a trained guide.
+        x: data (N, ...), of which a few hundred are enough.
+        threshold: the variance below which a dimension is active.
+        num_samples: draws per datum, of which the variance is taken.
+        seed: of the draws.
+
+    Returns: site name -> (dims,) of bool.
+    Raises: ValueError for fewer than 2 draws, or a threshold outside (0, 1).
+
+    Dai and Wipf (2019), Diagnosing and Enhancing VAE Models.
+    """
+    require_count("num_samples", num_samples, 2, 10)
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, the variance of the prior, got {threshold!r}; try 0.5")
+    draws = encode(guide, x, num_samples=num_samples, seed=seed)
+    return {name: z.flatten(2).var(0).mean(0) < threshold for name, z in draws.items()}
