@@ -23,8 +23,8 @@ class Recurrent(nn.Module):
 
     h_t = GRU(x_t, h_t+1) runs back from the last step. The exact posterior of a state-space model factorises this way:
     z_t depends on the past through z_t-1 alone. One net serves all steps, loc = A z_t-1 + a(z_t-1, h_t) and the scale
-    likewise from z_t-1 and h_t. Of a batch (x, observed), x_t counts only where observed_t, and the GRU sees which steps
-    those are, so that steps after the last one can learn to follow the model's own transition.
+    likewise from z_t-1 and h_t. Of a batch (x, observed), x_t counts only where observed_t, and the GRU sees which
+    steps those are, so that steps after the last one can learn to follow the model's own transition.
 
     Args:
         model: any model with one latent site per step, first to last; its sites are read from one run.
@@ -97,7 +97,10 @@ class _Backward(nn.Module):
         """A batch x (B, T, ...), or with observed (B, T)."""
         shapes = [tuple(part.shape[1:]) for part in batch]
         if shapes != self.shapes:
-            raise ValueError(f"the guide was built for data of shape {self.shapes}, got {shapes}; build it for them")
+            expected, got = (", ".join(map(str, each)) for each in (self.shapes, shapes))
+            raise ValueError(
+                f"the guide was built for data of shape {expected}, got {got}; reshape the data, or build it for them"
+            )
         x = batch[0].flatten(2) if batch[0].dim() > 2 else batch[0][..., None]
         x = x.to(self.end)
         if len(batch) > 1:
@@ -117,8 +120,8 @@ def _steps(sites: Sequence[LatentSite], batch: Sequence[Tensor]) -> int:
     steps = batch[0].shape[1] if batch[0].dim() > 1 else 0
     if len(sites) != steps or steps < 2 or len(shapes) != 1 or len(batch) > 2:
         raise ValueError(
-            f"Recurrent serves sequences (B, T, ...) with one latent site per step, all of one shape, and at most the "
-            f"steps' mask (B, T) besides; got {len(sites)} sites for a batch of {[tuple(part.shape) for part in batch]}; "
-            "use TopDown"
+            "Recurrent serves sequences (B, T, ...) with one latent site per step, all of one shape, and at most the "
+            f"steps' mask (B, T) besides; got {len(sites)} sites for data of shape "
+            f"{', '.join(str(tuple(part.shape)) for part in batch)}; use TopDown"
         )
     return steps

@@ -34,7 +34,7 @@ class StateSpace(nn.Module):
         latent_dim: dimensions of each z_t.
         likelihood: from the emission's output to the distribution of x_t; by default `Bernoulli`.
         prior: its call gives p(z_1); by default `StandardNormal(latent_dim)`.
-        transition: its call on z_t-1 (..., latent_dim) gives p(z_t | z_t-1); by default `transitions.Gated(latent_dim)`.
+        transition: its call on z_t-1 (..., latent_dim) gives p(z_t | z_t-1); by default `transitions.Gated`.
         emission: from (..., latent_dim) to (..., *likelihood.parameter_shape(x_shape[1:])); by default an MLP with two
             hidden layers of 200 units.
 

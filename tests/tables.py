@@ -15,6 +15,7 @@ from pvae.guides import (
     Bernoulli,
     BottomUp,
     Categorical,
+    Chained,
     CouplingFlow,
     Delta,
     Empty,
@@ -28,6 +29,7 @@ from pvae.guides import (
     Mixed,
     Mixture,
     PlanarFlow,
+    Recurrent,
     RelaxedBernoulli,
     RelaxedCategorical,
     SemiAmortized,
@@ -36,6 +38,7 @@ from pvae.guides import (
 )
 from pvae.models import VAE, Generator, LinearGaussian, SigmoidBeliefNet, likelihoods
 from pvae.models import VAE, ConditionalVAE, LinearGaussian, NeuralClassifier, SigmoidBeliefNet, likelihoods
+from pvae.models import VAE, LinearGaussian, SigmoidBeliefNet, StateSpace, TwoStageVAE, likelihoods
 from pvae.models.likelihoods import Gaussian
 from pvae.models.priors import FlowPrior, GaussianMixture, VampPrior, pseudo_inputs_near
 from pvae.nets import MLP, ConvDecoder
@@ -123,6 +126,12 @@ def tying(make: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
     return build
 
 
+def stage_guides(model: Any, x: Tensor) -> tuple[Any, ...]:
+    if not isinstance(model, TwoStageVAE):
+        return (None, None)
+    return tuple(MeanField(stage, x[:, : stage.x_shape[0]], hidden=(5,)) for stage in (model.first, model.second))
+
+
 class OneHotPrior(nn.Module):
     """p(z) over one-hot vectors of 3 entries."""
 
@@ -147,6 +156,14 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
         lambda: (real(4), one_hots()),
     ),
     "SigmoidBeliefNet": (lambda: SigmoidBeliefNet((1, 4, 4), (3, 2)), lambda: binary(1, 4, 4)),
+    "StateSpace": (
+        lambda: StateSpace((3, 2), 2, likelihood=Gaussian(0.5), emission=MLP(2, (5,), (2,))),
+        lambda: real(3, 2),
+    ),
+    "TwoStageVAE": (
+        lambda: TwoStageVAE(vae((4,), Gaussian("shared")), vae((2,), Gaussian("shared"))),
+        lambda: real(4),
+    ),
     "VAE": (lambda: vae((1, 4, 4)), lambda: binary(1, 4, 4)),
     "VAE, convolutional": (
         lambda: VAE((1, 6, 5), 2, decoder=ConvDecoder(2, (4, 3), (1, 6, 5))),
@@ -192,6 +209,7 @@ GUIDES: dict[str, Callable[[Any, Data], Any]] = {
     "Bernoulli": lambda model, x: Bernoulli(model, x, hidden=(5,)),
     "BottomUp": lambda model, x: BottomUp(model, x, hidden=(5,)),
     "Categorical": lambda model, x: Categorical(model, x, hidden=(5,)),
+    "Chained": lambda model, x: Chained(model, *stage_guides(model, x)),
     "CouplingFlow": lambda model, x: CouplingFlow(model, x, hidden=(5,), length=2, step_hidden=(6,), context=3),
     "Delta": lambda model, x: Delta(model, x, hidden=(5,)),
     "Empty": lambda model, x: Empty(model, x),
@@ -206,6 +224,7 @@ GUIDES: dict[str, Callable[[Any, Data], Any]] = {
     "Mixed": lambda model, x: Mixed(model, x, hidden=(5,)),
     "Mixture": lambda model, x: Mixture(model, x, hidden=(5,), num_components=3),
     "PlanarFlow": lambda model, x: PlanarFlow(model, x, hidden=(5,), length=3),
+    "Recurrent": lambda model, x: Recurrent(model, x, hidden=(5,)),
     "RelaxedBernoulli": lambda model, x: RelaxedBernoulli(model, x, hidden=(5,)),
     "RelaxedCategorical": lambda model, x: RelaxedCategorical(model, x, hidden=(5,)),
     "SemiAmortized": lambda model, x: SemiAmortized(model, x, hidden=(5,), num_steps=2, num_samples=2),
@@ -227,6 +246,8 @@ NOT_AMORTISED = {"Empty", "Exact", "Local"}
 
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
+# Built for certain data, with no encoder of the user's choice.
+NOT_AMORTISED = {"Chained", "Exact", "Local"}
 
 # What trains a guide whose draws have no pathwise gradient.
 BY_SCORE = {"Bernoulli", "Categorical"}
@@ -287,6 +308,8 @@ def refusal(model: str, guide: str) -> str | None:
         return f"VampPrior needs a guide with one latent site.*got {guide}.*use MeanField"
     if model == "NeuralClassifier":
         return None if guide == "Empty" else r"no latent site.*use pvae\.guides\.Empty"
+    if guide == "Chained":
+        return None if model == "TwoStageVAE" else f"TwoStageVAE, got {model.split(',')[0]}; use TopDown"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
     if guide == "Empty":
         return f"site '{'h2' if bits else 'z'}' is latent.*use a guide"
@@ -297,6 +320,8 @@ def refusal(model: str, guide: str) -> str | None:
         kind = "one-hot" if guide == "RelaxedCategorical" else kind
         other = "use Bernoulli" if bits else "use Categorical" if one_hot else "use MeanField"
         return f"site '{'h1' if bits else 'z'}' is not {kind}.*{other}"
+    if guide == "Recurrent" and not (bits or one_hot):
+        return None if model == "StateSpace" else "one latent site per step.*use TopDown"
     if guide == "Mixed" or not (bits or one_hot):
         return None
     return f"site '{'h2' if bits else 'z'}' is discrete.*use pvae.guides.Bernoulli"

@@ -19,8 +19,8 @@ def active_dimensions(
 
     For latents of prior variance 1. Where a learned scale of the likelihood goes to 0, the posterior variance of as
     many dimensions as the data manifold has goes to 0, too, while that of the others stays 1; in between there is
-    little, so the threshold hardly matters. `collapse` counts by the variance of the means, Var_x(E_q[z_u | x]); the two
-    add up to 1 where q(z) is the prior, and differ while a scale is still on its way down.
+    little, so the threshold hardly matters. `collapse` counts by the variance of the means,
+    Var_x(E_q[z_u | x]); the two add up to 1 where q(z) is the prior, and differ while a scale is still on its way down.
 
     Args:
         guide: a trained guide.
