@@ -1,4 +1,4 @@
-"""Samples without a likelihood: a GAN and an adversarial autoencoder beside a VAE, on grey images.
+"""Samples without a likelihood: a GAN and an adversarial autoencoder (AAE) beside a VAE, on grey images.
 
 All train by the same `pvae.fit`; the adversarial two bring a discriminator along. What to see: the VAE alone has a
 log p(x). The GAN's draws lie on a surface of volume 0, so its log p(x) is undefined, not merely unknown. The Parzen
@@ -50,17 +50,18 @@ def discrepancy(samples: Tensor, test: Tensor) -> str:
 
 
 def main(smoke: bool, data_root: Path | None, out: Path) -> None:
-    name = "digits" if data_root is None else "mnist"
-    data = pvae.data.load(name, root=data_root)
-    epochs, num_test, draws = (2, 100, 200) if smoke else (50, 1000 if data_root else 250, 10_000)
+    data = pvae.data.load("mnist" if data_root else "digits", root=data_root)
+    epochs, num_test, draws, num_samples = (50, 1000, 10_000, 200) if data_root else (500, 300, 10_000, 200)
+    if smoke:
+        epochs, num_test, draws, num_samples = 1, 50, 100, 50
     test, shape = data.test[:num_test], data.shape
     parzen = ParzenWindow(draws, bandwidth=0.2)
-    table = Table("model", "log p(x), K = 200", f"Parzen, {draws} draws, h = 0.2", "1000 MMD^2 to test images")
+    table = Table("model", f"log p(x), K = {num_samples}", f"Parzen, {draws} draws, h = 0.2", "1000 MMD^2 to test")
     kernels = KernelDensity(bandwidth=0.2).fit(data.train[:draws].flatten(1))
     window = kernels.score_samples(test.flatten(1)).mean()
     table.add_row("training images", "", f"{window:.1f}", discrepancy(data.train[:num_test], test))
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-    for axis, label in zip(axes, ("GAN", "VAE", "adversarial autoencoder"), strict=True):
+    for axis, label in zip(axes, ("GAN", "VAE", "AAE"), strict=True):
         torch.manual_seed(0)
         if label == "GAN":
             model, guide = Generator(shape, LATENT_DIM, decoder=decoder(shape)), None
@@ -74,11 +75,10 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         pvae.fit(model, guide, data, objective=objective, epochs=epochs, optimizer=optimizer)
         answer = "undefined"
         if guide is not None:
-            found = pvae.log_marginal(model, guide, test, ImportanceSampling(50 if smoke else 200))
+            found = pvae.log_marginal(model, guide, test, ImportanceSampling(num_samples))
             answer = f"{found.mean:.1f} (k-hat {found.khat.nanmedian():.2f})"
         window = pvae.log_marginal(model, None, test, parzen).mean
-        sampled = pvae.sample(model, num_test, seed=1)["x"]
-        table.add_row(label, answer, f"{window:.1f}", discrepancy(sampled, test))
+        table.add_row(label, answer, f"{window:.1f}", discrepancy(pvae.sample(model, num_test, seed=1)["x"], test))
         means = pvae.sample(model, num_test, seed=1, mean=True)["x"]
         if guide is not None:
             table.add_row(f"{label}, means", "", "", discrepancy(means, test))
@@ -86,7 +86,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         axis.set_title(label)
         axis.axis("off")
     figure.savefig(out, dpi=150)
-    Console(width=110).print(table)
+    Console().print(table)
     print(f"wrote {out}")
 
 
