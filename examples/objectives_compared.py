@@ -1,6 +1,11 @@
 """One net, one budget, five objectives: the ELBO, importance-weighted bounds of 5 and 50 samples, and two cures.
 
-FIGURES
+Net (784-200-200-50 and back), data and number of epochs are the same; what is ascended differs. The open circle is
+the bound itself, the full one log p(x) by importance sampling with K = 1,000. What to see: the weighted bounds give
+the better model, and two cures that keep the guide learning (DReG's gradient, or the ELBO for the guide alone, which
+is PIWAE(5, 1)) the better one yet for the same draws. After 6 epochs on MNIST, drawn binary afresh at each step, log
+p(x) of 1,000 test images is -107.07 with the ELBO, -104.99 with IWAE-5, -104.69 with DReG and -104.50 with PIWAE(5,
+1).
 
     python examples/objectives_compared.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out objectives_compared.png]
 """

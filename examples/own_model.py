@@ -1,6 +1,10 @@
 """A model of one's own, no VAE, with guides that build themselves: digits as overlapping parts.
 
-FIGURES
+A pixel of scikit-learn's digits is a count, the black dots among 16: `Binomial(16)` is its distribution, not a
+Gaussian. The class below says in 15 lines how dots come about: each part that is active may blacken a dot, whatever
+the others do. Activities are positive and live in a plate of their own inside the plate of the data. What to see: the
+guides read that off the model and build themselves; the figure shows parts that look like strokes, digits beside what
+the parts make of them, and draws from the model.
 
     python examples/own_model.py [--smoke] [--out own_model.png]
 """

@@ -1,6 +1,14 @@
 """Probabilistic PCA twice: its maximum likelihood in closed form, and the same model learned as a linear VAE.
 
-FIGURES
+Probabilistic PCA is the one VAE whose answer is known: the best W spans the leading principal directions, and log
+p(x) is a Gaussian's. The same model, trained by the ELBO with an affine mean-field guide, has to arrive there; a
+diagonal guide even picks the principal directions themselves out of all rotations of W, which have the same
+likelihood. What to see, on scikit-learn's digits, 5 latents, after 20,000 steps of 250 data (109 s): log p(x) of the
+training data is -53.600 nats, 0.0006 short of the optimum, and of the test data -54.274 against -54.275 +- 0.59; the
+ELBO is within 0.002 of it, the noise scale 0.5052 both times. |cos| with the principal directions is 0.894, 0.893,
+0.993, 0.9999 and 0.9999: the first two have variances within 7 % of each other, so that turning their plane gains
+next to nothing, and it is the last thing to be learned. The figure shows the gap by step, and the directions as
+images.
 
     python examples/ppca.py [--smoke] [--out ppca.png]
 """
@@ -46,7 +54,7 @@ def main(smoke: bool, out: Path) -> None:
         objective=ELBO(kl="analytic"),
         steps=steps,
         batch_size=250,
-        lr=4e-2,
+        lr=2e-2,
         schedule="cosine",
         callbacks=[lambda record: gaps.append((record["step"], optimum - model.log_prob(train).mean().item()))],
     )

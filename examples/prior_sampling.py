@@ -1,6 +1,11 @@
 """Why one does not estimate log p(x) by draws from the prior, and how the estimate itself says so.
 
-FIGURES
+Averaging p(x given z) over draws of the prior is unbiased for p(x), but a draw helps only if it falls where the
+posterior is, and that share shrinks exponentially with the latent dims. The left panel is probabilistic PCA of
+scikit-learn's digits, whose log p(x) is known: the error is exact. The right one is a VAE, held against the guide's
+largest K. What to see: in 2 dims both proposals agree; with more, draws from the prior are nats too low, ten times as
+many gain little, and the median k-hat (0.7 and above: not to be trusted) and effective sample size (about 1) say so
+without knowing the truth.
 
     python examples/prior_sampling.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out prior_sampling.png]
 """
@@ -24,8 +29,8 @@ from pvae.nets import init_output_bias
 
 
 def main(smoke: bool, data_root: Path | None, out: Path) -> None:
-    dims, counts = ((2, 10), (10, 100, 1000)) if smoke else ((2, 5, 10, 20), (10, 100, 1000, 10_000))
-    num_test, steps, epochs = (20, 100, 1) if smoke else (100, 1500, 4)
+    dims, counts = ((2, 10), (10, 100)) if smoke else ((2, 5, 10, 20), (10, 100, 1000))
+    num_test, steps, epochs = (20, 50, 1) if smoke else (100, 1000, 2)
     data = pvae.data.load("digits" if data_root is None else "mnist", root=data_root, binarize="dynamic")
     grey = pvae.data.load("digits")
     pixels, held_out = ((part.flatten(1) / grey.train.std()).double() for part in (grey.train, grey.test))
