@@ -2,10 +2,10 @@
 
 from pvae.models import likelihoods as likelihoods
 from pvae.models import priors as priors
+from pvae.models import transitions as transitions
 from pvae.models.conditional_vae import ConditionalVAE as ConditionalVAE
 from pvae.models.generator import Generator as Generator
 from pvae.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
-from pvae.models import transitions as transitions
 from pvae.models.linear_gaussian import LinearGaussian as LinearGaussian
 from pvae.models.mixture_vae import MixtureVAE as MixtureVAE
 from pvae.models.neural_classifier import NeuralClassifier as NeuralClassifier

@@ -36,9 +36,17 @@ from pvae.guides import (
     SplineFlow,
     TopDown,
 )
-from pvae.models import VAE, Generator, LinearGaussian, SigmoidBeliefNet, likelihoods
-from pvae.models import VAE, ConditionalVAE, LinearGaussian, NeuralClassifier, SigmoidBeliefNet, likelihoods
-from pvae.models import VAE, LinearGaussian, SigmoidBeliefNet, StateSpace, TwoStageVAE, likelihoods
+from pvae.models import (
+    VAE,
+    ConditionalVAE,
+    Generator,
+    LinearGaussian,
+    NeuralClassifier,
+    SigmoidBeliefNet,
+    StateSpace,
+    TwoStageVAE,
+    likelihoods,
+)
 from pvae.models.likelihoods import Gaussian
 from pvae.models.priors import FlowPrior, GaussianMixture, VampPrior, pseudo_inputs_near
 from pvae.nets import MLP, ConvDecoder
@@ -92,7 +100,6 @@ def mixed_columns() -> Tensor:
     return torch.cat(kinds, -1)
 
 
-def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None, prior: nn.Module | None = None) -> VAE:
 def one_hots() -> Tensor:
     return torch.nn.functional.one_hot(categories(), 3).float()
 
@@ -109,7 +116,7 @@ def rows(batch: Data, index: Any) -> Data:
     return tuple(part[index] for part in batch) if isinstance(batch, tuple) else batch[index]
 
 
-def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None) -> VAE:
+def vae(shape: tuple[int, ...], likelihood: nn.Module | None = None, prior: nn.Module | None = None) -> VAE:
     likelihood = likelihood or VAE(shape, 2).likelihood
     return VAE(shape, 2, likelihood=likelihood, prior=prior, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
 
@@ -143,13 +150,12 @@ class OneHotPrior(nn.Module):
         return dist.OneHotCategorical(logits=self.logits)
 
 
-MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
-    "Generator": (lambda: Generator((4,), 2, decoder=MLP(2, (5,), (4,))), lambda: real(4)),
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
     "ConditionalVAE": (
         lambda: ConditionalVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
         lambda: (binary(1, 4, 4), one_hots()),
     ),
+    "Generator": (lambda: Generator((4,), 2, decoder=MLP(2, (5,), (4,))), lambda: real(4)),
     "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "NeuralClassifier": (
         lambda: NeuralClassifier((4,), 3, net=MLP(4, (5,), 3)),
@@ -242,12 +248,10 @@ IMPLICIT = {"Generator", "Implicit"}
 NO_MEAN = {"CouplingFlow", "IAF", "PlanarFlow", "SplineFlow"}
 
 # With no encoder of the user's choice.
-NOT_AMORTISED = {"Empty", "Exact", "Local"}
+NOT_AMORTISED = {"Chained", "Empty", "Exact", "Local"}
 
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
-# Built for certain data, with no encoder of the user's choice.
-NOT_AMORTISED = {"Chained", "Exact", "Local"}
 
 # What trains a guide whose draws have no pathwise gradient.
 BY_SCORE = {"Bernoulli", "Categorical"}
