@@ -1,4 +1,4 @@
-"""What training makes large: bounds on log p(x), each a `pyro.infer.ELBO`."""
+"""What training makes large: bounds on log p(x), and some values that are none; each a `pyro.infer.ELBO`."""
 
 from pvae.objectives import baselines as baselines
 from pvae.objectives.adversarial import GenerativeAdversarial as GenerativeAdversarial
