@@ -1,11 +1,17 @@
 """Samples without a likelihood: a GAN and an adversarial autoencoder (AAE) beside a VAE, on grey images.
 
-All train by the same `pvae.fit`; the adversarial two bring a discriminator along. What to see: the VAE alone has a
-log p(x). The GAN's draws lie on a surface of volume 0, so its log p(x) is undefined, not merely unknown. The Parzen
-window gives every model a number, and it is a poor one: it likes blurred means better than sharp draws, and the
-training images themselves, real data, set the mark that no honest sampler should be expected to pass. The maximum mean
-discrepancy compares samples with test images directly, 0 being no difference, and the draws of the VAE carry the noise
-of its likelihood, which "means" leaves out.
+All train by the same `pvae.fit`. A GAN's log p(x) is undefined, not merely unknown: its draws lie on a surface of
+volume 0. The Parzen window gives it a number, of its draws blurred. The squared maximum mean discrepancy (MMD), 0 in
+expectation for test data themselves, compares draws directly. On digits, after 500 epochs, 300 test data:
+
+                log p(x), K = 200    Parzen, h = 0.2    1000 MMD^2 to test data
+    training                             22.6           -0.4 +- 1.4
+    GAN         undefined                 9.7            9.1 +- 2.4
+    VAE          33.8                    18.4            3.1 +- 2.2     means, without noise, 4.0 +- 2.2
+    AAE         -58.7                   -17.3           81.9 +- 5.3     means, without noise, 79.8 +- 5.6
+
+Both log p(x) are lower bounds, of weights with a median k-hat of 2.5 and 1.5: not to be trusted. The figure shows what
+no number here does, whether samples look like digits.
 
     python examples/gan.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out gan.png]
 """
@@ -36,10 +42,6 @@ from pvae.objectives.info import squared_mmd
 LATENT_DIM, HIDDEN, BLOCKS = 16, (256, 256), 10
 
 
-def decoder(shape: tuple[int, ...]) -> nn.Module:
-    return nn.Sequential(MLP(LATENT_DIM, HIDDEN, shape, nn.ELU), nn.Sigmoid())
-
-
 def discrepancy(samples: Tensor, test: Tensor) -> str:
     """Squared MMD of as many samples and test data, with its standard error over blocks of both."""
     samples, test = samples.flatten(1).double(), test.flatten(1).double()
@@ -54,8 +56,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     epochs, num_test, draws, num_samples = (50, 1000, 10_000, 200) if data_root else (500, 300, 10_000, 200)
     if smoke:
         epochs, num_test, draws, num_samples = 1, 50, 100, 50
-    test, shape = data.test[:num_test], data.shape
-    parzen = ParzenWindow(draws, bandwidth=0.2)
+    test, shape, parzen = data.test[:num_test], data.shape, ParzenWindow(draws, bandwidth=0.2)
     table = Table("model", f"log p(x), K = {num_samples}", f"Parzen, {draws} draws, h = 0.2", "1000 MMD^2 to test")
     kernels = KernelDensity(bandwidth=0.2).fit(data.train[:draws].flatten(1))
     window = kernels.score_samples(test.flatten(1)).mean()
@@ -63,11 +64,12 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
     for axis, label in zip(axes, ("GAN", "VAE", "AAE"), strict=True):
         torch.manual_seed(0)
+        decoder = nn.Sequential(MLP(LATENT_DIM, HIDDEN, shape, nn.ELU), nn.Sigmoid())
         if label == "GAN":
-            model, guide = Generator(shape, LATENT_DIM, decoder=decoder(shape)), None
+            model, guide = Generator(shape, LATENT_DIM, decoder=decoder), None
             objective = GenerativeAdversarial(data.train[:2], hidden=HIDDEN)
         else:
-            model = VAE(shape, LATENT_DIM, likelihood=Gaussian("shared"), decoder=decoder(shape))
+            model = VAE(shape, LATENT_DIM, likelihood=Gaussian("shared"), decoder=decoder)
             guide = MeanField(model, data.train[:2], hidden=HIDDEN)
             objective = ELBO() if label == "VAE" else AdversarialAutoencoder(model, data.train[:2], 100.0)
         settings = {"lr": 2e-4, "betas": (0.5, 0.999)} if label == "GAN" else {"lr": 1e-3}
@@ -78,13 +80,12 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
             found = pvae.log_marginal(model, guide, test, ImportanceSampling(num_samples))
             answer = f"{found.mean:.1f} (k-hat {found.khat.nanmedian():.2f})"
         window = pvae.log_marginal(model, None, test, parzen).mean
-        table.add_row(label, answer, f"{window:.1f}", discrepancy(pvae.sample(model, num_test, seed=1)["x"], test))
-        means = pvae.sample(model, num_test, seed=1, mean=True)["x"]
+        drawn, means = (pvae.sample(model, num_test, seed=1, mean=mean)["x"] for mean in (False, True))
+        table.add_row(label, answer, f"{window:.1f}", discrepancy(drawn, test))
         if guide is not None:
             table.add_row(f"{label}, means", "", "", discrepancy(means, test))
         axis.imshow(make_grid(means[:64], pad_value=0.5).clamp(0, 1).permute(1, 2, 0))
-        axis.set_title(label)
-        axis.axis("off")
+        axis.set(title=label, xticks=[], yticks=[])
     figure.savefig(out, dpi=150)
     Console().print(table)
     print(f"wrote {out}")
