@@ -11,7 +11,7 @@ expectation for test data themselves, compares draws directly. On digits, after 
     AAE         -91.8                    14.4           -2.3 +- 1.7     means, without noise, -2.0 +- 1.7
 
 Both log p(x) are lower bounds, of weights with a median k-hat of 2.5 and 1.5: not to be trusted. With divergence 100
-instead of the default 10 the AAE's numbers are -58.7, -17.3 and 81.9. The figure shows whether samples look like digits.
+instead of the default 10 the AAE's numbers are -58.7, -17.3 and 81.9. The figure shows what the samples look like.
 
     python examples/gan.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out gan.png]
 """
