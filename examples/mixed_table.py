@@ -4,9 +4,9 @@ scikit-learn's 442 diabetes patients: sex is binary, age a count of years, the b
 of the WHO, the other seven measurements real (in standard deviations). `Columns` gives each column the law of its kind,
 and the latent vector is what ties them together. log p(x) adds densities of real columns to masses of the others, so it
 compares only between models of this one table. What to see, on 100 patients after at most 1,000 epochs on 300 others,
-by quadrature over z: AS_MEASURED
-The figure shows the patients' codes in two dimensions; they tell of the disease's progression a year later, which no
-model saw.
+by quadrature over z: each column on its own -16.05, two latent dimensions and a linear decoder -13.60 (2.46 +- 0.23
+more), and an MLP -14.41 (1.64 +- 0.22 more), which so few patients do not feed. The figure shows the patients' codes
+under the MLP, with the disease's progression a year later, which no model saw.
 
     python examples/mixed_table.py [--smoke] [--out mixed_table.png]
 """
@@ -75,7 +75,7 @@ def main(smoke: bool, out: Path) -> None:
         torch.manual_seed(0)
         model = VAE(data.shape, 2, likelihood=Columns(KINDS), decoder=make())
         guide = FullCovariance(model, data.train[:2], hidden=(30,))
-        pvae.fit(model, guide, data, epochs=epochs, lr=3e-3, early_stopping=200, step_mode=mode)
+        pvae.fit(model, guide, data, epochs=epochs, lr=1e-2, early_stopping=200, step_mode=mode)
         answer = pvae.log_marginal(model, guide, test, Quadrature(60))
         gain = answer.values - own
         more = f"{gain.mean():.2f} +- {gain.std() / len(gain) ** 0.5:.2f}"
