@@ -106,11 +106,11 @@ def test_flow_starts_near_the_standard_normal_and_takes_any_leading_dims():
 # --- closed forms
 
 
-@pytest.mark.parametrize("prior", [Gaussian(2), GaussianMixture(2, 3)], ids=["Gaussian", "GaussianMixture"])
-def test_log_p_of_a_linear_vae(prior):
+@pytest.mark.parametrize("make", [Gaussian, GaussianMixture])
+def test_log_p_of_a_linear_vae(make):
     """p(x) = sum_m w_m N(x; A mu_m + b, A S_m A' + s2 I)."""
     torch.manual_seed(5)
-    prior = moved(prior)
+    prior = moved(make(2))
     likelihood = likelihoods.Gaussian(0.7)
     model = VAE((4,), 2, prior=prior, likelihood=likelihood, decoder=MLP(2, (), (4,))).double()
     x = torch.randn(6, 4).double()
@@ -125,7 +125,7 @@ def test_log_p_of_a_linear_vae(prior):
         components = MultivariateNormal(locs @ affine.weight.T + affine.bias, covariance)
         exact = (weights + components.log_prob(x[:, None])).logsumexp(-1)
     assert abs(answer.mean - exact.mean()) < 5 * answer.mc_standard_error
-    assert answer.mc_standard_error < 0.01
+    assert answer.mc_standard_error < 0.03
 
 
 def standard_guide(model):

@@ -15,13 +15,13 @@ __all__ = ["EqualMixture"]
 
 
 class EqualMixture(dist.TorchDistribution):
-    """p(z) = 1/M sum_m p_m(z), where components are drawn from by index, so that M costs a draw nothing.
+    """p(z) = 1/M sum_m p_m(z), with a way to draw from it that need not draw from all components to keep one.
 
-    `dist.MixtureSameFamily` draws from all components to keep one.
+    So `dist.MixtureSameFamily` does, which takes M times the memory.
 
     Args:
         components: p_1, ..., p_M, of batch shape (M,) and event shape (D,).
-        draw: from indices (N,) to one draw of each of these components, (N, D).
+        draw: from N to N draws of the mixture, (N, D).
         batch_shape: that of the mixture.
     """
 
@@ -31,7 +31,7 @@ class EqualMixture(dist.TorchDistribution):
     def __init__(
         self,
         components: dist.TorchDistribution,
-        draw: Callable[[Tensor], Tensor],
+        draw: Callable[[int], Tensor],
         batch_shape: Sequence[int] = (),
     ) -> None:
         self.components, self.draw = components, draw
@@ -44,9 +44,8 @@ class EqualMixture(dist.TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws without history, (*sample_shape, *batch_shape, D)."""
         shape = self.shape(sample_shape)
-        (num_components,) = self.components.batch_shape
         with torch.no_grad():
-            return self.draw(torch.randint(num_components, (shape[:-1].numel(),))).reshape(shape)
+            return self.draw(shape[:-1].numel()).reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(z) of z (..., D), (...)."""

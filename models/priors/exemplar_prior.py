@@ -59,12 +59,15 @@ class ExemplarPrior(TiedPrior):
             return self._untied(self.log_scale)
         chosen = self.exemplars
         if self.training and self.subset < len(chosen):
-            chosen = chosen[torch.randint(len(chosen), (self.subset,), device=chosen.device)]
+            chosen = self._some(chosen, self.subset)
         components = self._components_at(chosen)
-        return EqualMixture(components, lambda index: torch.normal(components.mean[index], components.stddev[index]))
+        return EqualMixture(components, lambda num: self._some(components.mean, num) + self._noise(num))
 
     def _components(self, posteriors: dist.TorchDistribution) -> dist.TorchDistribution:
         return dist.Normal(posteriors.mean, self.log_scale.exp()).to_event(1)
+
+    def _noise(self, num: int) -> Tensor:
+        return self.log_scale.exp() * torch.randn(num, self.latent_dim).to(self.log_scale)
 
     def _example(self) -> Tensor:
         return self.exemplars[:2]

@@ -87,6 +87,11 @@ class TiedPrior(nn.Module):
         (guide,) = self._tied
         return _posterior(guide, inputs, draw=True)["value"]
 
+    @staticmethod
+    def _some(inputs: Tensor, num: int) -> Tensor:
+        """Some of the inputs (M, ...), drawn with replacement, (num, ...)."""
+        return inputs[torch.randint(len(inputs), (num,), device=inputs.device)]
+
     def _untied(self, like: Tensor) -> dist.TorchDistribution:
         return _Untied(type(self).__name__, like.new_zeros(self.latent_dim))
 

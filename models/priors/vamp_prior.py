@@ -60,7 +60,7 @@ class VampPrior(TiedPrior):
         if not self._tied:
             return self._untied(self.free)
         inputs = self.pseudo_inputs
-        return EqualMixture(self._components_at(inputs), lambda index: self._draws(inputs[index]))
+        return EqualMixture(self._components_at(inputs), lambda num: self._draws(self._some(inputs, num)))
 
     def _example(self) -> Tensor:
         return self.pseudo_inputs[:2]
