@@ -61,13 +61,13 @@ class ExemplarPrior(TiedPrior):
         if self.training and self.subset < len(chosen):
             chosen = self._some(chosen, self.subset)
         components = self._components_at(chosen)
-        return EqualMixture(components, lambda num: self._some(components.mean, num) + self._noise(num))
+        return EqualMixture(components, lambda num: self._near(self._some(components.mean, num)))
 
     def _components(self, posteriors: dist.TorchDistribution) -> dist.TorchDistribution:
         return dist.Normal(posteriors.mean, self.log_scale.exp()).to_event(1)
 
-    def _noise(self, num: int) -> Tensor:
-        return self.log_scale.exp() * torch.randn(num, self.latent_dim).to(self.log_scale)
+    def _near(self, locs: Tensor) -> Tensor:
+        return locs + self.log_scale.exp() * torch.randn_like(locs)
 
     def _example(self) -> Tensor:
         return self.exemplars[:2]
