@@ -2,7 +2,10 @@
 
 Each VAE (z = 40, two tanh layers of 300 units) is trained from the same start for as many epochs, the KL warmed up;
 what changes from row to row is `VAE(prior=...)`, and that the VampPrior is tied to its guide. What to see: log p(x)
-rises with a prior that fits the codes, the VampPrior's most.
+rises with a prior that fits the codes, the VampPrior's most. After 6 epochs of the static binarised MNIST, with 100
+components or pseudo-inputs, the validation ELBO is -109.6 (standard normal), -106.6 (mixture) and -103.9 (VampPrior),
+log p(x) of 1,000 test images -102.3, -99.4 and -97.3 (errors over data 0.8). So early the weights are heavy-tailed
+(median k-hat above 1), and these are lower bounds. Published at full budgets: -88.56 and -85.57, without the mixture.
 
     python examples/vamp_prior.py [--data-root FOLDER_OF_BINARIZED_MNIST] [--smoke] [--out vamp_prior.png]
 """
