@@ -151,6 +151,7 @@ class OneHotPrior(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
+    "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "ConditionalVAE": (
         lambda: ConditionalVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
         lambda: (binary(1, 4, 4), one_hots()),
