@@ -4,7 +4,7 @@ Both learn from the same batches (x, label) by the same `fit`: the conditional V
 classifier log p(label | x) itself, as nothing in it is latent. What to see: each row of the figure is one digit, in
 many hands, and the classifier, trained on real digits alone, reads most of them as what was asked for.
 
-MNIST (58,000 digits, binarised afresh at each step), 20 latents, 50 epochs (the classifier 10), 3.5 minutes of one core:
+MNIST (58,000 digits, binarised at each step), 20 latents, 50 epochs (the classifier 10), 3.5 minutes of one core:
 the classifier reads 98.2 % of 10,000 real test digits right and has log p(label | x) = -0.0561 nats, exactly. The
 conditional VAE has log p(x | label) = -87.99 +- 0.82 nats (1,000 test digits, K = 1000). Of 2,000 generated digits
 90.5 +- 0.7 % are read as what was asked for, of the means of their pixels 92.8 +- 0.6 %: the prior of 20 latents has
