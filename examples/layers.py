@@ -2,7 +2,15 @@
 
 Both models have a 784-200-200 net on either side of the layer next to the data; the second puts 50 more latents above
 100 that are no longer independent a priori. Same epochs, same schedule, same test images. What to see: two layers are
-worth more than a nat.
+worth more than a nat, 1.27 +- 0.11 in log p as a paired difference over the images.
+
+MNIST (dynamic binarisation, 20 epochs, 1,000 test images), on one core of a machine with many other tasks:
+
+    layers      ELBO      log p, K = 1000    active units   s / epoch
+    50          -103.76   -97.06 +- 0.85     37             23.0
+    100 + 50    -102.61   -95.79 +- 0.86     100 + 13       41.1
+
+Full runs end, as published, at -86.76 and -85.33. The figure shows the validation bound.
 
     python examples/layers.py --data-root FOLDER_OF_MNIST [--smoke] [--out layers.png]
 """

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pvae.contexts import evaluation
 from pvae.guides.amortized import Encoder, read
-from pvae.guides.hierarchical import Conditional, Draws
-from pvae.guides.placing import in_plates, width
+from pvae.guides.hierarchical import Conditional
+from pvae.guides.laws import Sampler, categories, gaussian
+from pvae.guides.placing import in_plates
 from pvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pvae.nets import one_hot
-from pvae.sites import as_batch
+from pvae.sites import LatentSite, as_batch
 
 __all__ = ["SemiSupervised"]
 
@@ -55,8 +57,11 @@ class SemiSupervised(nn.Module):
         if not isinstance(model, SemiSupervisedVAE):
             raise ValueError(f"classes are known for SemiSupervisedVAE, got {type(model).__name__}; use MeanField")
         x = as_batch(example_batch)[0]
-        self.sites, self.num_classes, self.min_scale = read(model, x), model.num_classes, min_scale
-        self.conditional = Conditional(self.num_classes, hidden, 2 * sum(map(width, self.sites)))
+        sites, self.num_classes = read(model, x), model.num_classes
+        support = constraints.integer_interval(0, self.num_classes - 1)
+        self.label = categories(LatentSite("y_unobserved", torch.Size(), support, (), sites[0].data_plate))
+        self.laws = tuple(gaussian(site, min_scale) for site in sites)
+        self.conditional = Conditional(self.num_classes, hidden, sum(law.num_outputs for law in self.laws))
         self.encoder = Encoder(x, self.conditional.num_features, hidden, encoder)
         self.conditional.to(self.encoder.head.weight.dtype)
         self.classifier = Encoder(x, self.num_classes, hidden, None) if classifier is None else classifier
@@ -65,19 +70,21 @@ class SemiSupervised(nn.Module):
         """Sample the missing labels and every continuous site, for each datum of x (B, ...) and labels y (B,)."""
         pyro.module("semi_supervised", self)
         y = x.new_full((len(x),), -1, dtype=torch.int64) if y is None else y
-        classes, draws = dist.Categorical(logits=self.classifier(x)), Draws()
-        with in_plates(self.sites, len(x)) as inside:
-            with poutine.mask(mask=y < 0):
-                guessed = pyro.sample("y_unobserved", classes, infer={"enumerate": "parallel"})
-            features = self.encoder(x)
-            given = one_hot(torch.where(y >= 0, y, guessed), self.num_classes).to(features)
-            numbers = self.conditional(features, [given])
-            parts = numbers.split([2 * width(site) for site in self.sites], -1)
-            for site, part in zip(self.sites, parts, strict=True):
-                with inside(site):
-                    draws.sample(site, part, self.min_scale)
+        sample = Sampler()
+        with in_plates([law.site for law in self.laws], len(x)) as inside:
+            with poutine.mask(mask=y < 0), poutine.infer_config(config_fn=_summed):
+                guessed = sample(self.label, self.classifier(x))
+            given = torch.where(y[:, None] >= 0, one_hot(y, self.num_classes).to(guessed), guessed)
+            numbers = self.conditional(self.encoder(x), [given])
+            for law, part in zip(self.laws, numbers.split([law.num_outputs for law in self.laws], -1), strict=True):
+                with inside(law.site):
+                    sample(law, part)
 
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x) of data x (B, ...), (B, num_classes)."""
         with torch.no_grad(), evaluation(self.modules()):
             return self.classifier(x).softmax(-1)
+
+
+def _summed(_: Any) -> dict[str, str]:
+    return {"enumerate": "parallel"}

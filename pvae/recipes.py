@@ -161,11 +161,13 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
     offers["layer_dims"] = tuple(recipe["hidden"])
     num_classes = recipe.get("num_classes", 0)
     offers |= {"num_classes": num_classes, "condition_dim": num_classes} if num_classes else {}
+    # As in Burda's net, the layer next to the data has twice as many dimensions as the one above it.
+    offers["latent_dims"] = (2 * latent_dim, latent_dim)
     if "likelihood" in inspect.signature(cls).parameters:
         about_data = {name: recipe[name] for name in _ABOUT_DATA if name in recipe}
         likelihood = construct(pick(_PACKAGE, recipe["likelihood"]), about_data)
         widths = tuple(reversed(recipe["hidden"]))
-        offers["likelihood"] = likelihood
+        offers["likelihood"], offers["hidden"] = likelihood, widths
         offers["decoder"] = MLP(latent_dim + num_classes, widths, likelihood.parameter_shape(x_shape))
     if "prior" in recipe:
         offers["prior"] = _build_prior(recipe)

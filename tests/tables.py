@@ -33,6 +33,7 @@ from pvae.guides import (
     RelaxedBernoulli,
     RelaxedCategorical,
     SemiAmortized,
+    SemiSupervised,
     SplineFlow,
     TopDown,
 )
@@ -45,6 +46,15 @@ from pvae.models import (
     SigmoidBeliefNet,
     StateSpace,
     TwoStageVAE,
+    likelihoods,
+)
+from pvae.models import (
+    VAE,
+    HierarchicalVAE,
+    LinearGaussian,
+    MixtureVAE,
+    SemiSupervisedVAE,
+    SigmoidBeliefNet,
     likelihoods,
 )
 from pvae.models.likelihoods import Gaussian
@@ -66,6 +76,7 @@ from pvae.objectives import (
     Objective,
     Renyi,
     ReweightedWakeSleep,
+    Supervised,
 )
 from pvae.objectives.baselines import LeaveOneOut, RunningMean
 
@@ -151,6 +162,12 @@ class OneHotPrior(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
+MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
+    "HierarchicalVAE": (lambda: HierarchicalVAE((1, 4, 4), (3, 2), hidden=(6,)), lambda: binary(1, 4, 4)),
+    "HierarchicalVAE, skip": (
+        lambda: HierarchicalVAE((1, 4, 4), (3, 2), hidden=(6,), skip=True),
+        lambda: binary(1, 4, 4),
+    ),
     "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "ConditionalVAE": (
         lambda: ConditionalVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
@@ -161,6 +178,14 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
     "NeuralClassifier": (
         lambda: NeuralClassifier((4,), 3, net=MLP(4, (5,), 3)),
         lambda: (real(4), one_hots()),
+    ),
+    "MixtureVAE": (
+        lambda: MixtureVAE((1, 4, 4), 2, 3, decoder=MLP(2, (5,), (1, 4, 4))),
+        lambda: binary(1, 4, 4),
+    ),
+    "SemiSupervisedVAE": (
+        lambda: SemiSupervisedVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
+        lambda: binary(1, 4, 4),
     ),
     "SigmoidBeliefNet": (lambda: SigmoidBeliefNet((1, 4, 4), (3, 2)), lambda: binary(1, 4, 4)),
     "StateSpace": (
@@ -235,6 +260,7 @@ GUIDES: dict[str, Callable[[Any, Data], Any]] = {
     "RelaxedBernoulli": lambda model, x: RelaxedBernoulli(model, x, hidden=(5,)),
     "RelaxedCategorical": lambda model, x: RelaxedCategorical(model, x, hidden=(5,)),
     "SemiAmortized": lambda model, x: SemiAmortized(model, x, hidden=(5,), num_steps=2, num_samples=2),
+    "SemiSupervised": lambda model, x: SemiSupervised(model, x, hidden=(5,)),
     "SplineFlow": lambda model, x: SplineFlow(model, x, hidden=(5,), step_hidden=(6,), context=3),
     "TopDown": lambda model, x: TopDown(model, x, hidden=(5,)),
 }
@@ -253,6 +279,11 @@ NOT_AMORTISED = {"Chained", "Empty", "Exact", "Local"}
 
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
+# They draw all sites of a model at once, so that with several sites no site has a mean.
+JOINT = {"FullCovariance", "LowRank", "Mixture", "SemiAmortized"}
+
+# Built for certain data, with no encoder of the user's choice.
+NOT_AMORTISED = {"Exact", "Local"}
 
 # What trains a guide whose draws have no pathwise gradient.
 BY_SCORE = {"Bernoulli", "Categorical"}
@@ -292,12 +323,17 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Renyi": lambda: Renyi(0.5, 3),
     "Renyi, max": lambda: Renyi(-math.inf, 3),
     "ReweightedWakeSleep": lambda: ReweightedWakeSleep(3, phase="both"),
+    "Supervised": lambda: Supervised(ELBO(2)),
 }
+
+
+# What sums sites out, so that no KL is taken site by site.
+SUMS_OUT = {"MixtureVAE", "SemiSupervisedVAE"}
 
 
 def gradient_for(guide: str) -> dict[str, Any]:
     """Options of an objective with several particles that train a guide."""
-    if guide == "Mixed":
+    if guide in ("Mixed", "SemiSupervised"):
         return {"gradient": "mixed", "baseline": LeaveOneOut()}
     return {"gradient": "score", "baseline": LeaveOneOut()} if guide in BY_SCORE else {}
 
@@ -315,6 +351,9 @@ def refusal(model: str, guide: str) -> str | None:
         return None if guide == "Empty" else r"no latent site.*use pvae\.guides\.Empty"
     if guide == "Chained":
         return None if model == "TwoStageVAE" else f"TwoStageVAE, got {model.split(',')[0]}; use TopDown"
+    if guide == "SemiSupervised":
+        name = model.split(",")[0]
+        return None if name == "SemiSupervisedVAE" else f"SemiSupervisedVAE, got {name}; use MeanField"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
     if guide == "Empty":
         return f"site '{'h2' if bits else 'z'}' is latent.*use a guide"
@@ -327,9 +366,16 @@ def refusal(model: str, guide: str) -> str | None:
         return f"site '{'h1' if bits else 'z'}' is not {kind}.*{other}"
     if guide == "Recurrent" and not (bits or one_hot):
         return None if model == "StateSpace" else "one latent site per step.*use TopDown"
+        lowest = "h1" if bits else "z1" if model.startswith("HierarchicalVAE") else "z"
+        return f"site '{lowest}' is not {kind}.*{other}"
     if guide == "Mixed" or not (bits or one_hot):
         return None
     return f"site '{'h2' if bits else 'z'}' is discrete.*use pvae.guides.Bernoulli"
+
+
+def encodes_by_draws(model: str, guide: str) -> bool:
+    """Whether `pvae.encode` gives draws."""
+    return guide in NO_MEAN or (guide in JOINT and model.startswith("HierarchicalVAE"))
 
 
 def fits(model: str, guide: str) -> bool:

@@ -13,7 +13,7 @@ from pvae.estimators import ImportanceSampling
 from pvae.objectives import ELBO, IWAE, Objective
 from pvae.training import linear_warmup
 from tests import tables
-from tests.tables import GUIDES, MODELS, NO_DENSITY, cells, gradient_for
+from tests.tables import GUIDES, MODELS, NO_DENSITY, SUMS_OUT, cells, gradient_for
 from tests.test_clean_world import assert_unchanged, world
 
 OBJECTIVES = {
@@ -27,6 +27,7 @@ CELLS = [
     for objective in OBJECTIVES
     if not (cell.values[1] in NO_DENSITY and objective == "IWAE")
     and not (gradient_for(cell.values[1]) and objective == "analytic ELBO")
+    and not (cell.values[0] in SUMS_OUT and objective == "analytic ELBO")
 ]
 # Compiling takes seconds a cell: each model and each guide once here, every cell among the slow tests.
 FEW = [
