@@ -5,6 +5,15 @@ image says something of the classes, and the 100 labels say which is which. What
 classifiers that know the 100 labelled images alone, and, in the figure, styles that are one down each column while the
 class is one along each row.
 
+scikit-learn's digits, 100 epochs, accuracy on the 300 test images (one is 0.3 %), under two minutes a seed on one core:
+
+    seed   M2      logistic regression   MLP     log p, K = 100
+    0      93.7%   93.0%                 93.3%   11.27
+    1      93.7%   93.7%                 93.3%   11.32
+    2      94.0%   93.0%                 91.3%   11.30
+
+So the other images help, by half a per cent or one: 8 x 8 greys with 10 labels a class leave little to gain.
+
     python examples/semi_supervised.py [--smoke] [--out semi_supervised.png]
 """
 
@@ -41,9 +50,10 @@ def partly_labelled(labels: Tensor, seed: int) -> Tensor:
 
 def main(smoke: bool, seeds: int, out: Path) -> None:
     data = pvae.data.load("digits")
-    assert data.labels is not None and data.test is not None
+    assert data.labels is not None
+    assert data.test is not None
     epochs = 2 if smoke else 100
-    table = Table("seed", "M2", "logistic regression", "MLP", "ELBO (nats)")
+    table = Table("seed", "M2", "logistic regression", "MLP", "log p (nats)")
     for seed in range(1 if smoke else seeds):
         y = partly_labelled(data.labels["train"], seed)
         torch.manual_seed(seed)
@@ -58,8 +68,8 @@ def main(smoke: bool, seeds: int, out: Path) -> None:
         for rival in (LogisticRegression(max_iter=5000), MLPClassifier((200, 200), max_iter=2000, random_state=seed)):
             rival.fit(data.train[y >= 0].flatten(1), y[y >= 0])
             accuracies.append(rival.score(test.flatten(1), labels))
-        bound = pvae.log_marginal(model, guide, test, pvae.estimators.ImportanceSampling(100)).mean
-        table.add_row(str(seed), *(f"{accuracy:.1%}" for accuracy in accuracies), f"{bound:.2f}")
+        answer = pvae.log_marginal(model, guide, test, pvae.estimators.ImportanceSampling(100))
+        table.add_row(str(seed), *(f"{accuracy:.1%}" for accuracy in accuracies), f"{answer.mean:.2f}")
     Console().print(table)
     z = torch.randn(NUM_CLASSES, LATENT_DIM, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

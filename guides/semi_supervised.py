@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from pyro.poutine.runtime import InferDict
+from torch import BoolTensor, Tensor, nn
 from torch.distributions import constraints
 
 from pvae.contexts import evaluation
@@ -72,7 +73,8 @@ class SemiSupervised(nn.Module):
         y = x.new_full((len(x),), -1, dtype=torch.int64) if y is None else y
         sample = Sampler()
         with in_plates([law.site for law in self.laws], len(x)) as inside:
-            with poutine.mask(mask=y < 0), poutine.infer_config(config_fn=_summed):
+            missing = cast(BoolTensor, y < 0)
+            with poutine.mask(mask=missing), poutine.infer_config(config_fn=_summed):
                 guessed = sample(self.label, self.classifier(x))
             given = torch.where(y[:, None] >= 0, one_hot(y, self.num_classes).to(guessed), guessed)
             numbers = self.conditional(self.encoder(x), [given])
@@ -86,5 +88,5 @@ class SemiSupervised(nn.Module):
             return self.classifier(x).softmax(-1)
 
 
-def _summed(_: Any) -> dict[str, str]:
+def _summed(_: Any) -> InferDict:
     return {"enumerate": "parallel"}

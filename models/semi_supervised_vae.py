@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import BoolTensor, Tensor, nn
 
 from pvae.models.checks import check_shape, check_size
 from pvae.models.likelihoods import Bernoulli
@@ -74,16 +75,16 @@ class SemiSupervisedVAE(nn.Module):
         classes = dist.Categorical(logits=self.logits)
         with pyro.plate("data", len(x)):
             # In two statements, as pyro.sample(obs_mask=...) would drop the annotation.
-            with poutine.mask(mask=y >= 0):
+            with poutine.mask(mask=cast(BoolTensor, y >= 0)):
                 seen = pyro.sample("y_observed", classes, obs=y.clamp(min=0))
-            with poutine.mask(mask=y < 0):
+            with poutine.mask(mask=cast(BoolTensor, y < 0)):
                 guessed = pyro.sample("y_unobserved", classes, infer={"enumerate": "parallel"})
             z = pyro.sample("z", self.prior())
             parameters = self.decode(z, torch.where(y >= 0, seen, guessed))
             return pyro.sample("x", self.likelihood(parameters, self.x_shape), obs=x)
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """The decoder's output at styles z (..., latent_dim) and classes y (...), broadcast: what `likelihood` takes."""
+        """What `likelihood` takes, at styles z (..., latent_dim) and classes y (...), which broadcast."""
         classes = one_hot(y, self.num_classes).to(z)
         lead = torch.broadcast_shapes(z.shape[:-1], y.shape)
         parts = [z.expand(*lead, self.latent_dim), classes.expand(*lead, self.num_classes)]

@@ -148,9 +148,7 @@ class ConvDecoder(nn.Module):
 
 
 def one_hot(y: Tensor, num_classes: int) -> Tensor:
-    """Classes y (...) as booleans (..., num_classes): `torch.nn.functional.one_hot` without a look at the values, which
-    no trace can take.
-    """
+    """Classes y (...) as booleans (..., num_classes); unlike torch's own with no look at y, as tracing asks."""
     return y[..., None] == torch.arange(num_classes, device=y.device)
 
 

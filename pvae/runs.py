@@ -202,8 +202,9 @@ class PairRun:
         return self._sum([self._scaled(self.guide[name]) for name in names], self.guide_plate)
 
     def log_guide_at_observed(self) -> Tensor:
-        """Sum of log q(y | ...), (K, B), at the labels y that are known: those of the model's site "y_observed" under
-        the guide's "y_unobserved", the names that Pyro's `obs_mask` gives; 0 where a label is not known.
+        """Sum of log q(y | ...) over labels that are known, (K, B); 0 where one is not.
+
+        These are the values of the model's site "y_observed" under the guide's "y_unobserved", named as by `obs_mask`.
         """
         terms = []
         for name, site in self.guide.items():
