@@ -108,8 +108,9 @@ def test_training_goes_to_the_posterior():
     model, x = classes(), data()
     torch.manual_seed(1)
     guide = SemiSupervised(model, x, hidden=(8,)).double()
-    options = {"steps": 400, "lr": 1e-2, "batch_size": NUM_DATA, "train": "guide", "step_mode": "traced"}
-    result = pvae.fit(model, guide, (x, LABELS), objective=ELBO(2), **options)
+    options = {"steps": 600, "lr": 2e-2, "schedule": "cosine", "batch_size": NUM_DATA, "train": "guide"}
+    objective = ELBO(2)
+    result = pvae.fit(model, guide, (x, LABELS), objective=objective, step_mode="traced", **options)
     assert result.step_mode == "traced"
     with torch.no_grad():
         gap = log_seen(model, x, LABELS) - ELBO(2000).bound(model, guide, (x, LABELS))
@@ -186,7 +187,7 @@ def test_a_few_labels_name_the_clusters_of_the_rest():
     model = SemiSupervisedVAE((3,), 1, 3, likelihood=Gaussian("shared"))
     guide = SemiSupervised(model, (x, y), hidden=(16,))
     objective = Supervised(weight=10.0)
-    result = pvae.fit(model, guide, (x, y), objective=objective, steps=300, lr=1e-2, step_mode="traced")
+    result = pvae.fit(model, guide, (x, y), objective=objective, steps=150, lr=2e-2, step_mode="traced")
     assert result.step_mode == "traced"
     assert (guide.classify(x).argmax(-1) == truth).double().mean() > 0.97
     drawn = model.decode(torch.zeros(3, 1), torch.arange(3)).argmax(-1)
