@@ -5,6 +5,9 @@ it is the prior. A third of the digits break off after 4 to 7 rows, of which the
 what a row tells about the next, in nats per row, and digits completed from their upper half: the guide infers the
 latents of the rows it sees, and the model goes on from there.
 
+As measured on digits (seed 0, 60 epochs, K = 1000, 300 test digits): -3.195 nats per row with the learned transition,
+-3.467 without; per digit -22.56 +- 0.33 and -24.47 +- 0.36; untrusted 4% and 0%. Three minutes on one core.
+
     python examples/sequences.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out sequences.png]
 """
 
@@ -24,6 +27,7 @@ from torch.utils.data import DataLoader
 
 import pvae
 from pvae.contexts import seeded
+from pvae.estimators import ImportanceSampling
 from pvae.guides import Recurrent
 from pvae.models import StateSpace
 from pvae.models.priors import StandardNormal
@@ -59,7 +63,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         x, observed = map(torch.stack, zip(*pairs, strict=True))
         return data.observe(x), observed
 
-    rows = data.train[:200, 0] if smoke else data.train[:, 0]
+    rows = data.train[: 200 if smoke else None, 0]
     pairs = list(zip(rows, cut_short(len(rows), steps, 0), strict=True))
     test = data.observe(data.test[:num_test, 0], torch.Generator().manual_seed(0))
     observed = cut_short(len(test), steps, 1)
@@ -71,19 +75,16 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         guide = Recurrent(model, (test[:2], observed[:2]), hidden=(100,))
         loader = DataLoader(pairs, batch_size=100, shuffle=True, collate_fn=batch_of)
         pvae.fit(model, guide, loader, epochs=epochs, lr=2e-3, schedule="cosine", clip_norm=10.0, step_mode=step_mode)
-        estimator = pvae.estimators.ImportanceSampling(num_samples, step_mode=step_mode)
-        answer = pvae.log_marginal(model, guide, (test, observed), estimator)
-        name, per_row = type(transition).__name__, answer.values.sum() / observed.sum()
-        numbers = (f"{answer.mean:.2f}", f"{answer.standard_error:.2f}", f"{per_row:.3f}")
-        table.add_row(name, *numbers, f"{answer.fraction_untrusted:.0%}")
+        answer = pvae.log_marginal(model, guide, (test, observed), ImportanceSampling(num_samples, step_mode=step_mode))
+        name, per_row = type(transition).__name__, f"{answer.values.sum() / observed.sum():.3f}"
+        numbers = (f"{answer.mean:.2f}", f"{answer.standard_error:.2f}", per_row, f"{answer.fraction_untrusted:.0%}")
+        table.add_row(name, *numbers)
         half, x = steps // 2, test[:10]
-        seen = (torch.arange(steps) < half).expand(len(x), -1)
-        z = pvae.encode(guide, (x, seen), num_samples=4)[f"z{half}"]
+        z = pvae.encode(guide, (x, (torch.arange(steps) < half).expand(10, -1)), num_samples=4)[f"z{half}"]
         with torch.no_grad(), seeded(0):
             rest = model.given(model.forecast(z, steps - half)).mean
         completed = torch.cat([x[:, :half].expand(4, -1, -1, -1), rest], 2)
-        pictures = torch.cat([x[None], completed]).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-        axis.imshow(pictures, cmap="gray_r")
+        axis.imshow(torch.cat([x[None], completed]).permute(0, 2, 1, 3).flatten(0, 1).flatten(1), cmap="gray_r")
         axis.set(title=f"{name}: digits, then 4 completions of their upper halves", xticks=[], yticks=[])
     figure.savefig(out, dpi=150)
     Console().print(table)
