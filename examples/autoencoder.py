@@ -1,11 +1,14 @@
 """An autoencoder against a VAE, both with two latent dimensions: what the KL term buys.
 
-Both pairs have the same nets; the autoencoder's guide is a point (`Delta`) and its objective leaves the KL out,
-`ELBO(beta=0)`. What to see: it reconstructs better, as nothing stops its codes from running apart. But it is no model
-of the data: nothing was said of where codes lie, so p(x) is undefined, and a point has no density to weigh draws by,
-so that `log_marginal` refuses it. Draws from N(0, I) do not fall where its codes are, nor do those of a Gaussian
-fitted to its codes, which have gaps: a draw is called dead if its decoded image is farther from all training images
-than 95 % of the decoded codes of test images are.
+Both have the same nets; the autoencoder's guide is a point (`Delta`) and its objective leaves the KL out,
+`ELBO(beta=0)`. What to see, after 10 epochs on MNIST: the autoencoder reconstructs better, -137.7 nats against
+-140.4, as nothing keeps its codes together: they reach out to 15, in islands. But it is no model of the data: nothing
+says where codes lie, so p(x) is undefined, and a point has no density to weigh draws by, so that `log_marginal`
+refuses it; the VAE's ELBO is -146.2, its log p(x) -144.0 (K = 1,000). Draws from N(0, I) fall in the middle of the
+autoencoder's codes and show few of its ones and sevens. Draws of a Gaussian fitted to its codes fall into the gaps:
+11 % are dead, their images farther from all training images than 95 % of decoded test codes are (N(0, I): 4 %; the
+VAE: 9 and 7 %). Pixels see less of it than the eye: the way from a one to a zero leads through a smudge, that of the
+VAE through digits.
 
     python examples/autoencoder.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out autoencoder.png]
 """
