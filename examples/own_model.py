@@ -13,6 +13,7 @@ them, and draws.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -61,11 +62,8 @@ def main(smoke: bool, out: Path) -> None:
     digits = pvae.data.load("digits")
     counts = DataSet("digits", *(16 * part.flatten(1) for part in digits.splits.values()), kind="counts")
     print("findings of pvae.check:", pvae.check(Parts(), MeanField(Parts(), counts.train[:2]), counts.train[:8]))
-    guides = {
-        "MeanField": lambda model, x: MeanField(model, x),
-        "FullCovariance": lambda model, x: FullCovariance(model, x),
-        "MeanField, gamma": lambda model, x: MeanField(model, x, family="gamma"),
-    }
+    gamma = partial(MeanField, family="gamma")
+    guides = {"MeanField": MeanField, "FullCovariance": FullCovariance, "MeanField, gamma": gamma}
     table = Table("guide", "ELBO", f"log p, K = {num_samples}", "+- data", "median k-hat", "untrusted", "seconds")
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.5), layout="constrained")
     for name, build in guides.items():
