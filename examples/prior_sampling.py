@@ -4,9 +4,9 @@ Averaging p(x given z) over draws of the prior is unbiased for p(x), but a draw 
 posterior is, and that share shrinks exponentially with the latent dims. The left panel is probabilistic PCA of
 scikit-learn's digits, whose log p(x) is known: the error is exact. The right one is a VAE (2 epochs on MNIST), held
 against the guide's largest K. What to see, for 100 test data and K = 1,000: in 2 dims the prior is 0.006 nats too low
-for pPCA, in 5, 10 and 20 dims 0.65, 11.5 and 62; for the VAE 6, 23 and 29 from 5 dims on, where draws of the guide
-are 0.14 too low at most. No truth is needed to see it: the median k-hat of the prior is 5 to 22 and the effective
-sample size 1 or 2. Two minutes of one core.
+for pPCA, in 5, 10 and 20 dims 0.65, 11.5 and 62; for the VAE 6, 23 and 29 from 5 dims on. Draws of the guide are 0.14
+too low at most. No truth is needed to see it: from 5 dims on the median k-hat of the prior is 5 to 22 and its
+effective sample size 1 or 2. Two minutes of one core.
 
     python examples/prior_sampling.py [--data-root FOLDER_OF_MNIST] [--smoke] [--out prior_sampling.png]
 """
