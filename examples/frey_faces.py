@@ -1,11 +1,12 @@
 """Frey faces: 1,965 frames of one face, a Gaussian decoder that learns its noise, and a map of two latent dimensions.
 
-Pixels are whole numbers from 0 to 255; with uniform noise a level wide their density bounds the probability of the
-pixels, which log p(x) in bits per pixel is. What to see: the scale of the decoder matters more than all else.
-Learned, it is worth many nats over a fixed 0.1, and a scale per pixel more again, because the background hardly
-moves. The latents have 2 dims, so quadrature can tell how far off the importance-sampling estimate is. The figure
-shows the faces decoded from a grid that is even in probability (the inverse Gaussian CDF): expression along one way,
-pose along the other.
+Pixels are whole numbers from 0 to 255; with uniform noise a level wide, log p(x) in bits per pixel bounds what it
+would take to store them. What to see, after 100 epochs of 1,565 frames (15 s each): the noise of the decoder matters
+more than all else. With one scale held at 0.1, log p(x) of 100 test frames is 596.4 nats (K = 1,000), learned 626.2,
+with a scale per pixel and z 798.1 (+- 8 to 15 over data): 6.46, 6.39 and 5.94 bits per pixel. There are 2 latent
+dims, so quadrature can tell how much the estimate is off, on 10 frames: 0.09, -0.01 and 1.13 nats too low; the last
+has the median k-hat of 0.83, the others 0.32 and 0.27. The figure shows the faces decoded from a grid that is even in
+probability (the inverse Gaussian CDF), and the bounds by epoch.
 
     python examples/frey_faces.py [--data-root FOLDER_OF_FREY_FACES] [--smoke] [--out frey_faces.png]
 """
@@ -48,6 +49,8 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     data = DataSet(grey.name, *parts, kind="unit")
     pixels, num_exact = math.prod(data.shape), num_test // 10
     test = data.test[:num_test]
+    # Adam moves a lone number by its learning rate a step: from its usual start, 1, it would not arrive in time.
+    torch.nn.init.constant_(LIKELIHOODS["one scale, learned"].unconstrained_scale, -2.0)
     table = Table("scale", "ELBO", f"log p, K = {num_samples}", "+- data", "quadrature", "bits / pixel", "median k-hat")
     figure, axes = plt.subplots(1, 2, figsize=(10, 6), layout="constrained")
     for name, likelihood in LIKELIHOODS.items():
