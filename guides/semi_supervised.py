@@ -18,7 +18,7 @@ from pvae.guides.hierarchical import Conditional
 from pvae.guides.laws import Sampler, categories, gaussian
 from pvae.guides.placing import in_plates
 from pvae.models.semi_supervised_vae import SemiSupervisedVAE
-from pvae.nets import one_hot
+from pvae.nets import class_numbers, one_hot
 from pvae.sites import LatentSite, as_batch
 
 __all__ = ["SemiSupervised"]
@@ -33,7 +33,7 @@ class SemiSupervised(nn.Module):
 
     Args:
         model: a `SemiSupervisedVAE`.
-        example_batch: images (B, ...), or images and labels (B,), read for their shapes.
+        example_batch: images (B, ...), or images and labels, read for their shapes.
         hidden: widths of the hidden layers (tanh) of the classifier, of the encoder, and of the net given the class.
         encoder: a net from x to features (B, F), used instead of the default encoder.
         classifier: a net from x to logits (B, num_classes), used instead of the default.
@@ -68,9 +68,9 @@ class SemiSupervised(nn.Module):
         self.classifier = Encoder(x, self.num_classes, hidden, None) if classifier is None else classifier
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sample the missing labels and every continuous site, for each datum of x (B, ...) and labels y (B,)."""
+        """Sample the missing labels and every continuous site, for each datum of x (B, ...) with labels y."""
         pyro.module("semi_supervised", self)
-        y = x.new_full((len(x),), -1, dtype=torch.int64) if y is None else y
+        y = class_numbers(y, x)
         sample = Sampler()
         with in_plates([law.site for law in self.laws], len(x)) as inside:
             missing = cast(BoolTensor, y < 0)

@@ -9,9 +9,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pvae.models.checks import check_part, check_shape
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import ConditionalPrior
-from pvae.models.shapes import require_shape
 from pvae.nets import MLP
 
 __all__ = ["ConditionalVAE"]
@@ -66,9 +66,9 @@ class ConditionalVAE(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Run the model on data x (B, *x_shape) and conditions c (B, C); returns the observed x."""
-        require_shape(self, "data", x, self.x_shape, "reshape the data or build the model with their shape")
+        check_shape(self, x)
         fix = "give labels one-hot (DataSet.with_labels does), other conditions as vectors of that width"
-        require_shape(self, "conditions", c, (self.condition_dim,), fix)
+        check_part(self, "conditions", c, (self.condition_dim,), fix)
         pyro.module("conditional_vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(c) if self.prior_is_conditional else self.prior())

@@ -8,6 +8,7 @@ import pyro
 from torch import Tensor, nn
 
 from pvae.implicit import Implicit
+from pvae.models.checks import check_shape, check_size
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
 
@@ -51,19 +52,14 @@ class Generator(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"latent_dim must be a whole number of at least 1, got {latent_dim!r}; try 8")
+        check_size("latent_dim", latent_dim)
         self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
         self.prior = StandardNormal(latent_dim) if prior is None else prior
         self.decoder = MLP(latent_dim, (200, 200), self.x_shape) if decoder is None else decoder
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch x (B, *x_shape); returns the observed x."""
-        if tuple(x.shape[1:]) != self.x_shape:
-            raise ValueError(
-                f"Generator expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
-                f"{tuple(x.shape)}; reshape the data or build the model with their shape"
-            )
+        check_shape(self, x)
         pyro.module("generator", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())

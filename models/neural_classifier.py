@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.contexts import evaluation
-from pvae.models.shapes import require_shape
+from pvae.models.checks import check_part, check_shape
 from pvae.nets import MLP
 
 __all__ = ["NeuralClassifier"]
@@ -47,7 +47,7 @@ class NeuralClassifier(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Run the model on data x (B, *x_shape) and one-hot labels y (B, C); returns the observed y."""
         fix = "give labels one-hot, as DataSet.with_labels does"
-        require_shape(self, "labels", y, (self.num_classes,), fix)
+        check_part(self, "labels", y, (self.num_classes,), fix)
         pyro.module("neural_classifier", self)
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.OneHotCategorical(logits=self._logits(x)), obs=y)
@@ -59,5 +59,5 @@ class NeuralClassifier(nn.Module):
             return self._logits(x).softmax(-1)
 
     def _logits(self, x: Tensor) -> Tensor:
-        require_shape(self, "data", x, self.x_shape, "reshape the data or build the model with their shape")
+        check_shape(self, x)
         return self.net(x)

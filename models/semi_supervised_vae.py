@@ -14,7 +14,7 @@ from torch import BoolTensor, Tensor, nn
 from pvae.models.checks import check_shape, check_size
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
-from pvae.nets import MLP, one_hot
+from pvae.nets import MLP, class_numbers, one_hot
 
 __all__ = ["SemiSupervisedVAE"]
 
@@ -22,9 +22,10 @@ __all__ = ["SemiSupervisedVAE"]
 class SemiSupervisedVAE(nn.Module):
     """A class and a style: y ~ Categorical(softmax(logits)), p(z), p(x | y, z) = likelihood(decoder(z, onehot(y))).
 
-    A label of -1 is missing. Log weights are those of what was seen: of log p(x, y) for a datum with a label, of
-    log p(x) = log sum_y p(x, y) for one without, whose y is summed out unless the guide draws it. `SemiSupervised` is
-    the guide that classifies; with others y is summed out in the model.
+    Batches are (x, y) or x alone, labels being numbers or one-hot rows; -1, or a row of zeros, is a missing label. Log
+    weights are those of what was seen: of log p(x, y) for a datum with a label, of log p(x) = log sum_y p(x, y) for one
+    without, whose y is summed out unless the guide draws it. `SemiSupervised` is the guide that classifies; with others
+    y is summed out in the model.
 
     Args:
         x_shape: shape of one datum, such as (1, 28, 28).
@@ -45,6 +46,8 @@ class SemiSupervisedVAE(nn.Module):
 
     Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models (M2).
     """
+
+    takes_labels = True
 
     def __init__(
         self,
@@ -68,10 +71,10 @@ class SemiSupervisedVAE(nn.Module):
         self.logits = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Run the model on a batch x (B, *x_shape), with labels y (B,) or without any; returns the observed x."""
+        """Run the model on x (B, *x_shape), with labels y, (B,) or (B, C), or without any; returns the observed x."""
         check_shape(self, x)
         pyro.module("semi_supervised_vae", self)
-        y = x.new_full((len(x),), -1, dtype=torch.int64) if y is None else y
+        y = class_numbers(y, x)
         classes = dist.Categorical(logits=self.logits)
         with pyro.plate("data", len(x)):
             # In two statements, as pyro.sample(obs_mask=...) would drop the annotation.

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.models.checks import check_shape
 from pvae.nets import glorot
 
 __all__ = ["SigmoidBeliefNet"]
@@ -45,7 +46,7 @@ class SigmoidBeliefNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch x (B, *x_shape); returns the observed x."""
-        self._check(x)
+        check_shape(self, x)
         pyro.module("sigmoid_belief_net", self)
         with pyro.plate("data", len(x)):
             logits = self.top
@@ -60,7 +61,7 @@ class SigmoidBeliefNet(nn.Module):
 
         Raises: ValueError for more than 16 latent bits.
         """
-        self._check(x)
+        check_shape(self, x)
         num_bits = sum(self.layer_dims)
         if num_bits > _MOST_BITS:
             raise ValueError(f"log p(x) is summed over at most 2^{_MOST_BITS} states, got {num_bits} bits; estimate it")
@@ -74,10 +75,3 @@ class SigmoidBeliefNet(nn.Module):
         logits = self.layers[0](layers[0])
         log_likelihood = x.flatten(1) @ logits.T - nn.functional.softplus(logits).sum(-1)
         return (log_prior + log_likelihood).logsumexp(-1)
-
-    def _check(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.x_shape:
-            raise ValueError(
-                f"SigmoidBeliefNet expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
-                f"{tuple(x.shape)}; reshape the data or build the model with their shape"
-            )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
+from pvae.models.checks import check_shape, check_size
 from pvae.models.likelihoods import Bernoulli, observed_only
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
@@ -43,8 +44,7 @@ class VAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"latent_dim must be a whole number of at least 1, got {latent_dim!r}; try 8")
+        check_size("latent_dim", latent_dim)
         self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self.prior = StandardNormal(latent_dim) if prior is None else prior
@@ -53,11 +53,7 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Run the model on a batch x (B, *x_shape), of which only `observed` entries count; returns the observed x."""
-        if tuple(x.shape[1:]) != self.x_shape:
-            raise ValueError(
-                f"VAE expects a batch of shape (B, {', '.join(map(str, self.x_shape))}), got "
-                f"{tuple(x.shape)}; reshape the data or build the model with their shape"
-            )
+        check_shape(self, x)
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())

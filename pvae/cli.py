@@ -73,6 +73,7 @@ def train(
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
     prior: Annotated[str | None, typer.Option(help="By default the standard normal (see `pvae list`).")] = None,
     num_components: Annotated[int | None, typer.Option(help="Of the prior: of a mixture, or pseudo-inputs.")] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Training data that keep their label; by default all.")] = None,
     objective: Annotated[str, typer.Option(help="A name, such as elbo or iwae (see `pvae list`).")] = "elbo",
     num_samples: Annotated[int | None, typer.Option(help="Particles of the objective.")] = None,
     gradient: Annotated[str | None, typer.Option(help="pathwise, stl, dreg, score or mixed.")] = None,
@@ -108,7 +109,7 @@ def train(
     from pvae.training.checkpoint import amend_config
 
     dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
-    dataset = fitted_to(model, dataset)
+    dataset = fitted_to(model, dataset, num_labels, seed)
     turns = turns_of(inference_steps)
     recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
     with seeded(seed):
@@ -136,7 +137,8 @@ def train(
         progress=not as_json,
     )
     origin = {"data": data, "data_root": str(data_root) if data_root else None, "binarize": binarize}
-    amend_config(folder, recipe={**recipe, **origin})
+    few = {} if num_labels is None else {"num_labels": num_labels}
+    amend_config(folder, recipe={**recipe, **origin, **few})
     last = result.history[-1]
     _show(
         f"trained {folder}",

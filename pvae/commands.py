@@ -144,19 +144,34 @@ def _module_from(place: str) -> Any:
     return module
 
 
-def fitted_to(model: str, dataset: DataSet) -> DataSet:
+def fitted_to(model: str, dataset: DataSet, num_labels: int | None = None, seed: int = 0) -> DataSet:
     """The data set as a built-in model takes it: with labels where it `takes_labels`, flat where it has an `x_dim`.
 
-    Raises: ValueError for data without the labels that the model takes.
+    Of the training data `num_labels` keep their label, all of them for None.
+
+    Raises: ValueError for data without the labels that the model takes, or a `num_labels` that does not go with it.
     """
+    if num_labels is not None and model != "semi_supervised_vae":
+        raise ValueError(f"{model} cannot do with fewer labels, got {num_labels}; leave num_labels out")
     if recipes.is_own(model):
         return dataset
     if recipes.takes_labels(model):
         dataset = dataset.with_labels()
+    if num_labels is not None:
+        dataset = _with_few_labels(dataset, num_labels, seed)
     if "x_dim" not in inspect.signature(recipes.pick("pvae.models", model)).parameters:
         return dataset
     flat = {name: values.flatten(1) for name, values in dataset.splits.items()}
     return dataclasses.replace(dataset, train=flat["train"], valid=flat.get("valid"), test=flat.get("test"))
+
+
+def _with_few_labels(dataset: DataSet, num_labels: int, seed: int) -> DataSet:
+    (labels,) = dataset.parts("train")[1:]
+    if not 1 <= num_labels <= len(labels):
+        raise ValueError(f"num_labels must lie in 1 to {len(labels)}, the training data, got {num_labels}")
+    kept = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:num_labels]
+    few = torch.zeros_like(labels).index_copy(0, kept, labels[kept])
+    return dataclasses.replace(dataset, beside={**(dataset.beside or {}), "train": few})
 
 
 def start_at_mean(model: Any, dataset: DataSet) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "init_output_bias", "one_hot"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "class_numbers", "init_output_bias", "one_hot"]
 
 Shape = int | Sequence[int]
 Net = TypeVar("Net", bound=nn.Module)
@@ -150,6 +150,16 @@ class ConvDecoder(nn.Module):
 def one_hot(y: Tensor, num_classes: int) -> Tensor:
     """Classes y (...) as booleans (..., num_classes); unlike torch's own with no look at y, as tracing asks."""
     return y[..., None] == torch.arange(num_classes, device=y.device)
+
+
+def class_numbers(labels: Tensor | None, x: Tensor) -> Tensor:
+    """The classes of data x (B, ...), (B,), from numbers (B,) or one-hot rows (B, C): -1 for a missing label.
+
+    A label is missing where its number is below 0, its row holds zeros alone, or there are no labels at all.
+    """
+    if labels is None:
+        return x.new_full((len(x),), -1, dtype=torch.int64)
+    return labels if labels.dim() == 1 else torch.where(labels.sum(-1) > 0, labels.argmax(-1), -1)
 
 
 @torch.no_grad()

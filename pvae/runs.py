@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -226,7 +227,8 @@ class PairRun:
     def kl(self, *, analytic: bool) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) of each latent site, (K, B): log q - log p at the draws, or in closed form.
 
-        A site for which torch knows no closed form contributes its sampled one, as in `TraceMeanField_ELBO`.
+        A site for which torch knows no closed form contributes its sampled one, as in `TraceMeanField_ELBO`. So does
+        one that the guide draws before what it depends on in the model: the closed form is not that of a fixed prior.
 
         Raises: ValueError if sites are summed out.
         """
@@ -245,13 +247,19 @@ class PairRun:
         prior = self.model.get(name)
         if prior is None:
             return self._scaled(site)
-        if analytic:
+        if analytic and self._follows(name):
             try:
                 divergence = kl_divergence(site["fn"], prior["fn"])
                 return scale_and_mask(divergence, site["scale"] / self._plate_scale(), site["mask"])
             except NotImplementedError:
                 pass
         return self._scaled(site) - self._scaled(prior)
+
+    def _follows(self, name: str) -> bool:
+        """Whether the guide, too, draws all sites before this one that the model does."""
+        drawn = [*itertools.takewhile(lambda each: each != name, self.guide)]
+        before = itertools.takewhile(lambda each: each != name, self.model)
+        return not self.guide or all(each in drawn for each in before if each in self.guide)
 
     def _scaled(self, site: Site, masked: float = 0.0) -> Tensor:
         return scale_and_mask(_log_prob(site, masked=masked), site["scale"] / self._plate_scale())

@@ -41,20 +41,14 @@ from pvae.models import (
     VAE,
     ConditionalVAE,
     Generator,
-    LinearGaussian,
-    NeuralClassifier,
-    SigmoidBeliefNet,
-    StateSpace,
-    TwoStageVAE,
-    likelihoods,
-)
-from pvae.models import (
-    VAE,
     HierarchicalVAE,
     LinearGaussian,
     MixtureVAE,
+    NeuralClassifier,
     SemiSupervisedVAE,
     SigmoidBeliefNet,
+    StateSpace,
+    TwoStageVAE,
     likelihoods,
 )
 from pvae.models.likelihoods import Gaussian
@@ -162,19 +156,17 @@ class OneHotPrior(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
-MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Tensor]]] = {
+    "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "HierarchicalVAE": (lambda: HierarchicalVAE((1, 4, 4), (3, 2), hidden=(6,)), lambda: binary(1, 4, 4)),
     "HierarchicalVAE, skip": (
         lambda: HierarchicalVAE((1, 4, 4), (3, 2), hidden=(6,), skip=True),
         lambda: binary(1, 4, 4),
     ),
-    "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "ConditionalVAE": (
         lambda: ConditionalVAE((1, 4, 4), 2, 3, decoder=MLP(5, (5,), (1, 4, 4))),
         lambda: (binary(1, 4, 4), one_hots()),
     ),
     "Generator": (lambda: Generator((4,), 2, decoder=MLP(2, (5,), (4,))), lambda: real(4)),
-    "LinearGaussian": (lambda: LinearGaussian(4, 2), lambda: real(4)),
     "NeuralClassifier": (
         lambda: NeuralClassifier((4,), 3, net=MLP(4, (5,), 3)),
         lambda: (real(4), one_hots()),
@@ -279,11 +271,9 @@ NOT_AMORTISED = {"Chained", "Empty", "Exact", "Local"}
 
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
+
 # They draw all sites of a model at once, so that with several sites no site has a mean.
 JOINT = {"FullCovariance", "LowRank", "Mixture", "SemiAmortized"}
-
-# Built for certain data, with no encoder of the user's choice.
-NOT_AMORTISED = {"Exact", "Local"}
 
 # What trains a guide whose draws have no pathwise gradient.
 BY_SCORE = {"Bernoulli", "Categorical"}
@@ -356,18 +346,16 @@ def refusal(model: str, guide: str) -> str | None:
         return None if name == "SemiSupervisedVAE" else f"SemiSupervisedVAE, got {name}; use MeanField"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
     if guide == "Empty":
-        return f"site '{'h2' if bits else 'z'}' is latent.*use a guide"
+        return r"site '\w+' is latent.*use a guide"
     if guide in DISCRETE:
         kind = {"Bernoulli": "binary", "Categorical": "categorical"}.get(guide.removeprefix("Relaxed"))
         if bits if kind == "binary" else one_hot:
             return None
         kind = "one-hot" if guide == "RelaxedCategorical" else kind
         other = "use Bernoulli" if bits else "use Categorical" if one_hot else "use MeanField"
-        return f"site '{'h1' if bits else 'z'}' is not {kind}.*{other}"
+        return rf"site '\w+' is not {kind}.*{other}"
     if guide == "Recurrent" and not (bits or one_hot):
         return None if model == "StateSpace" else "one latent site per step.*use TopDown"
-        lowest = "h1" if bits else "z1" if model.startswith("HierarchicalVAE") else "z"
-        return f"site '{lowest}' is not {kind}.*{other}"
     if guide == "Mixed" or not (bits or one_hot):
         return None
     return f"site '{'h2' if bits else 'z'}' is discrete.*use pvae.guides.Bernoulli"
