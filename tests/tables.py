@@ -272,6 +272,8 @@ NOT_AMORTISED = {"Chained", "Empty", "Exact", "Local"}
 # What gives no density of any z for any datum, of which a VampPrior could be made.
 WITHOUT_A_POSTERIOR = {"Auxiliary", "Delta", "Local", "PlanarFlow", "SemiAmortized"}
 
+SEVERAL_SITES = {"HierarchicalVAE", "StateSpace", "TwoStageVAE"}
+
 # They draw all sites of a model at once, so that with several sites no site has a mean.
 JOINT = {"FullCovariance", "LowRank", "Mixture", "SemiAmortized"}
 
@@ -363,7 +365,7 @@ def refusal(model: str, guide: str) -> str | None:
 
 def encodes_by_draws(model: str, guide: str) -> bool:
     """Whether `pvae.encode` gives draws."""
-    return guide in NO_MEAN or (guide in JOINT and model.startswith("HierarchicalVAE"))
+    return guide in NO_MEAN or (guide in JOINT and model.split(",")[0] in SEVERAL_SITES)
 
 
 def fits(model: str, guide: str) -> bool:
