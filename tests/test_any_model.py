@@ -33,8 +33,8 @@ class Every(nn.Module):
 
 
 # Exact and the discrete guides serve other models; Ladder needs Gaussian sites and says so; an implicit one has no
-# density; Empty serves models without latents.
-ANY = sorted(set(GUIDES) - {"Empty", "Exact", "Ladder"} - DISCRETE - IMPLICIT)
+# density; Empty serves models without latents, and the last three one model each.
+ANY = sorted(set(GUIDES) - {"Empty", "Exact", "Ladder", "Chained", "Recurrent", "SemiSupervised"} - DISCRETE - IMPLICIT)
 
 
 def pair(name):
