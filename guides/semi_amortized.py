@@ -19,7 +19,8 @@ from pvae.guides.amortized import read
 from pvae.guides.local import encoder_of
 from pvae.guides.mean_field import MeanField
 from pvae.layout import read_layout
-from pvae.runs import Place, run_pair
+from pvae.places import Place
+from pvae.runs import run_pair
 from pvae.sites import Batch, as_batch
 from pvae.store import private_store
 

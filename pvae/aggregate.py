@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, IndependentTransform, TransformedDistribution
 
 from pvae.layout import read_layout
-from pvae.runs import Layout, PairRun, Stochastic, run_pair
+from pvae.pair_run import PairRun
+from pvae.places import Layout
+from pvae.runs import Stochastic, run_pair
 from pvae.sites import Batch, Site, base_of
 
 __all__ = [

@@ -20,9 +20,11 @@ from pvae.estimators.psis import khat_threshold
 from pvae.estimators.stream import WeightStream
 from pvae.estimators.weighted import Picks, WeightedMean
 from pvae.layout import read_layout
+from pvae.pair_run import PairRun
 from pvae.params import settle
+from pvae.places import Layout, place_of
 from pvae.progress import Progress
-from pvae.runs import Layout, PairRun, place_of, run_pair
+from pvae.runs import run_pair
 from pvae.sites import Batch, random_sites
 from pvae.store import private_store
 from pvae.weights import check_num_samples

@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 
 from pvae.contexts import called_modules, seeded
-from pvae.runs import Layout, PairRun, Stochastic, place_of, run_pair, trace_pair
+from pvae.pair_run import PairRun
+from pvae.places import Layout, place_of
+from pvae.runs import Stochastic, run_pair, trace_pair
 from pvae.sites import Batch, Site, data_plate, is_enumerated, plate_nesting, random_sites
 from pvae.states import States
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pvae.layout import read_layout
-from pvae.runs import LogWeights, Stochastic, run_pair
+from pvae.pair_run import LogWeights
+from pvae.runs import Stochastic, run_pair
 from pvae.sites import as_batch
 from pvae.store import private_store
 

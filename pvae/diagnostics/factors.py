@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae.aggregate import factor
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.sites import Site
 
 __all__ = ["site_kl", "site_mean"]

@@ -12,7 +12,8 @@ from torch import Tensor
 from pvae.data.batches import Batches, Data
 from pvae.diagnostics.setting import looking, require_count, rows_at_once, take
 from pvae.layout import read_layout
-from pvae.runs import Layout, run_pair
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.simulate import simulate
 from pvae.sites import Batch, require_latents
 

@@ -14,7 +14,8 @@ from pvae.data.batches import Data
 from pvae.diagnostics.factors import site_kl, site_mean
 from pvae.diagnostics.setting import PerDatum, looking, require_count, take
 from pvae.layout import read_layout
-from pvae.runs import PairRun, run_pair
+from pvae.pair_run import PairRun
+from pvae.runs import run_pair
 from pvae.sites import require_latents
 
 __all__ = ["Collapse", "collapse"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pvae.data.kinds import nearest
 from pvae.graphs.replay import Mode, Replay
 from pvae.params import Parameters
-from pvae.runs import Layout
+from pvae.places import Layout
 from pvae.sites import Batch
 from pvae.weights import check_num_samples
 

@@ -13,8 +13,10 @@ from pvae.estimators.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.importance import require_density
 from pvae.estimators.stream import Estimate, WeightStream, estimate_from
 from pvae.layout import read_layout
+from pvae.pair_run import LogWeights
 from pvae.params import Parameters
-from pvae.runs import Layout, LogWeights, run_pair
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.sites import Batch
 
 __all__ = ["DefensiveMixture"]

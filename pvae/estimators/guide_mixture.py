@@ -15,7 +15,8 @@ from pvae.estimators.importance import require_density
 from pvae.estimators.stream import Estimate, WeightStream, estimate_from
 from pvae.layout import read_layout
 from pvae.params import Parameters
-from pvae.runs import Layout, run_pair
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.sites import Batch
 
 __all__ = ["GuideMixture"]

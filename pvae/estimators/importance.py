@@ -11,8 +11,10 @@ from torch import Tensor
 from pvae.estimators.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.stream import Estimate, WeightStream
 from pvae.layout import read_layout
+from pvae.pair_run import PairRun
 from pvae.params import Parameters
-from pvae.runs import Layout, PairRun, run_pair
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.sites import Batch, base_of
 
 __all__ = ["GuideProposal", "ImportanceSampling", "PriorSampling", "require_density"]

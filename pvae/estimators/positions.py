@@ -12,7 +12,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pvae.runs import Layout
+from pvae.places import Layout
 
 __all__ = ["ReadPositions", "Space", "WritePositions", "with_event_dims"]
 

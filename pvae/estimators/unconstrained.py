@@ -16,7 +16,8 @@ from pvae.estimators.positions import ReadPositions, Space, WritePositions, with
 from pvae.graphs.replay import Mode, Replay
 from pvae.layout import read_layout
 from pvae.params import Parameters
-from pvae.runs import Layout, run_pair
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.sites import Batch, require_latents
 
 __all__ = ["UnconstrainedJoint"]

@@ -14,7 +14,7 @@ from pvae.contexts import called_modules, seeded
 from pvae.objectives.density_ratio import Discriminator, logistic, negative_divergence
 from pvae.objectives.gradient import carry
 from pvae.objectives.objective import Objective, site_without_gradient
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.simulate import observed_parts
 from pvae.sites import Batch, as_batch, base_of
 

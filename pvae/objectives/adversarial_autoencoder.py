@@ -14,7 +14,7 @@ from pvae.objectives.density_ratio import Discriminator, example_latents, logist
 from pvae.objectives.gradient import attach_draws, carry
 from pvae.objectives.objective import Objective
 from pvae.objectives.prior_draws import as_vectors, draw_prior
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.sites import Batch, as_batch
 
 __all__ = ["AdversarialAutoencoder"]

@@ -12,7 +12,8 @@ from torch.distributions import constraints
 from pvae.contexts import called_modules, seeded
 from pvae.objectives.gradient import attach_draws, carry
 from pvae.objectives.objective import Objective
-from pvae.runs import PairRun, trace_pair
+from pvae.pair_run import PairRun
+from pvae.runs import trace_pair
 from pvae.simulate import observed_parts
 from pvae.sites import Batch, base_of, random_sites
 from pvae.weights import check_num_samples

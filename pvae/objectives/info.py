@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvae.objectives.objective import Objective
 from pvae.objectives.prior_draws import as_vectors, draw_prior
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.sites import Batch
 
 __all__ = ["InfoVAE", "KernelName", "squared_mmd"]

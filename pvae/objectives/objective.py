@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from pvae.layout import read_layout
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import Gradient, GradientName
-from pvae.runs import Layout, PairRun, run_pair
+from pvae.pair_run import PairRun
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.sites import Batch, Site, as_batch, base_of
 from pvae.weights import check_num_samples
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.runs import PairRun, run_pair
+from pvae.pair_run import PairRun
+from pvae.runs import run_pair
 from pvae.sites import require_latents
 
 __all__ = ["as_vectors", "draw_prior"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.sites import Batch
 
 __all__ = ["Supervised"]

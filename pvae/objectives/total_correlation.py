@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvae.aggregate import pairwise_log_factors
 from pvae.objectives.objective import Objective
-from pvae.runs import PairRun
+from pvae.pair_run import PairRun
 from pvae.sites import as_batch
 from pvae.store import private_store
 

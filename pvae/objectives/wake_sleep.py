@@ -12,7 +12,9 @@ from pvae.layout import read_layout
 from pvae.objectives.gradient import carry
 from pvae.objectives.means import PowerMean
 from pvae.objectives.objective import Objective
-from pvae.runs import Layout, PairRun, run_pair
+from pvae.pair_run import PairRun
+from pvae.places import Layout
+from pvae.runs import run_pair
 from pvae.simulate import Simulator
 from pvae.sites import Batch
 
