@@ -26,6 +26,7 @@ __all__ = [
     "plate_nesting",
     "random_sites",
     "require_latents",
+    "support_of",
 ]
 
 Batch = tuple[Tensor, ...]
@@ -161,10 +162,16 @@ def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, .
         LatentSite(
             name,
             site["fn"].event_shape,
-            site["fn"].support,
+            support_of(site["fn"]),
             tuple(plate for plate in plates_of(site) if plate != data),
             data,
         )
         for name, site in random_sites(trace).items()
         if not site["is_observed"] and not is_enumerated(site)
     )
+
+
+def support_of(distribution: Any) -> constraints.Constraint:
+    """The support of one event: that of its components for a mixture, to whose own torch knows no bijection."""
+    support: constraints.Constraint = distribution.support
+    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support

@@ -1,5 +1,7 @@
 """Every guide on a model with all kinds of continuous sites: positive, simplex, interval, real, and a nested plate."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 
 import pvae
 from pvae.estimators import ImportanceSampling
+from pvae.guides import MeanField
 from pvae.objectives import ELBO, IWAE
 from tests.tables import DISCRETE, GUIDES, IMPLICIT, NO_DENSITY
 
@@ -68,3 +71,20 @@ def test_log_p_is_the_same_whatever_the_guide(name):
     trusted = (found.khat < found.khat_threshold) & (prior.khat < prior.khat_threshold)
     assert trusted.any()
     assert ((found.values - prior.values).abs() < 5 * error)[trusted].all()
+
+
+def test_a_mixture_of_ones_own_is_a_prior_as_any():
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    locs = torch.tensor([[-1.0, 0.0], [2.0, 1.0]], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            components = dist.Normal(locs, 1.0).to_event(1)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(2)), components))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    guide = MeanField(model, x, hidden=(5,))
+    found = pvae.log_marginal(model, guide, x, ImportanceSampling(20_000))
+    exact = dist.Normal(locs, 1.25**0.5).log_prob(x[:, None]).sum(-1).logsumexp(-1) - math.log(2)
+    assert ((found.values - exact).abs() < 5 * found.mc_standard_errors).all()

@@ -7,7 +7,6 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 __all__ = ["GaussianMixture"]
 
@@ -47,10 +46,4 @@ class GaussianMixture(nn.Module):
     def forward(self) -> dist.TorchDistribution:
         """Event shape (latent_dim,)."""
         components = dist.Normal(self.loc, self.scale).to_event(1)
-        return _RealMixture(dist.Categorical(logits=self.logits), components)
-
-
-class _RealMixture(dist.MixtureSameFamily):
-    """On the reals, for which there is a bijection; torch has none for the support of a mixture."""
-
-    support = constraints.real_vector
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pvae.places import Layout
+from pvae.sites import support_of
 
 __all__ = ["ReadPositions", "Space", "WritePositions", "with_event_dims"]
 
@@ -62,7 +63,7 @@ class ReadPositions(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        name, support = msg["name"], msg["fn"].support
+        name, support = msg["name"], support_of(msg["fn"])
         if support.is_discrete:  # an error raised here would come with a table of shapes
             self.discrete.append(name)
             return
@@ -82,6 +83,6 @@ class WritePositions(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        transform, position = biject_to(msg["fn"].support), self.positions[msg["name"]]
+        transform, position = biject_to(support_of(msg["fn"])), self.positions[msg["name"]]
         msg["value"], msg["done"] = transform(position), True
         self.log_dets[msg["name"]] = transform.log_abs_det_jacobian(position, msg["value"])

@@ -15,7 +15,7 @@ from pvae.estimators.cubature import NODES, integrate
 from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
-from pvae.sites import Batch
+from pvae.sites import Batch, support_of
 
 __all__ = ["Quadrature"]
 
@@ -85,7 +85,7 @@ class _Integrand:
                     f"site '{name}' is discrete, which Quadrature does not sum over; use Enumeration if every latent "
                     "is, else ImportanceSampling"
                 )
-            self.transforms[name] = biject_to(site["fn"].support)
+            self.transforms[name] = biject_to(support_of(site["fn"]))
         self._refuse_moving_supports()
         self.shapes = {name: self.transforms[name].inverse_shape(shape) for name, shape in joint.shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
@@ -124,7 +124,7 @@ class _Integrand:
         others = Joint(self.joint.model, self.joint.batch, 2).sites if len(self.transforms) > 1 else {}
         for name, site in others.items():
             value = self.joint.prior_draws[name][0, 0]
-            if not torch.equal(biject_to(site["fn"].support).inv(value), self.transforms[name].inv(value)):
+            if not torch.equal(biject_to(support_of(site["fn"])).inv(value), self.transforms[name].inv(value)):
                 raise ValueError(
                     f"the support of site '{name}' depends on another latent; draw it on a fixed support and "
                     "transform it in the model"
