@@ -470,6 +470,42 @@ def test_a_name_that_needs_more_than_a_name_is_refused_in_one_line(digits_run, t
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "hierarchical_vae", "--guide", "bottom_up"],
+        ["--model", "mixture_vae"],
+        [
+            "--model",
+            "semi_supervised_vae",
+            "--guide",
+            "semi_supervised",
+            "--objective",
+            "supervised",
+            "--num-labels",
+            50,
+        ],
+    ],
+    ids=lambda words: words[1],
+)
+def test_models_of_several_sites_train_by_name(words, tmp_path):
+    out = tmp_path / "run"
+    trained = run_json("train", *TINY, "--binarize", "dynamic", *words, "--out", out)
+    assert (trained["model"], trained["epochs"]) == (words[1], 2)
+    assert run_json("logp", out, "--samples", 20)["mean"] < 0
+
+
+def test_fewer_labels_are_for_models_that_can_do_with_them(tmp_path):
+    out = ["--out", tmp_path / "run"]
+    assert refusal("train", *TINY, "--num-labels", 50, *out) == (
+        "error: vae cannot do with fewer labels, got 50; leave num_labels out\n"
+    )
+    words = ["--model", "semi_supervised_vae", "--num-labels", 5000, "--binarize", "dynamic"]
+    assert refusal("train", *TINY, *words, *out) == (
+        "error: num_labels must lie in 1 to 1297, the training data, got 5000\n"
+    )
+
+
 # --- A process of its own
 
 
