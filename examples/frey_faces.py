@@ -50,7 +50,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
     pixels, num_exact = math.prod(data.shape), num_test // 10
     test = data.test[:num_test]
     # Adam moves a lone number by its learning rate a step: from its usual start, 1, it would not arrive in time.
-    torch.nn.init.constant_(LIKELIHOODS["one scale, learned"].unconstrained_scale, -2.0)
+    torch.nn.init.constant_(LIKELIHOODS["one scale, learned"].scale.unconstrained, -2.0)
     table = Table("scale", "ELBO", f"log p, K = {num_samples}", "+- data", "quadrature", "bits / pixel", "median k-hat")
     figure, axes = plt.subplots(1, 2, figsize=(10, 6), layout="constrained")
     for name, likelihood in LIKELIHOODS.items():

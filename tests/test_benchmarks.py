@@ -96,6 +96,7 @@ def check_mnist(rows: list[dict]) -> None:
     assert rows[1]["train_ratio"] == rows[1]["epoch_ratio"] == rows[1]["eval_ratio"] == 1
 
 
+@pytest.mark.slow
 def test_all_benchmarks_run_and_end_in_one_table(results: dict[str, Result]) -> None:
     result = results["run"]
     assert result.code == 0, result.errors
@@ -110,6 +111,7 @@ def test_all_benchmarks_run_and_end_in_one_table(results: dict[str, Result]) -> 
     assert record["machine"]["threads"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_each_runs_alone(name: str, results: dict[str, Result]) -> None:
     result = results[name]
@@ -137,6 +139,7 @@ def test_every_target_names_a_row_of_the_real_run(common) -> None:
     assert log_marginal.GPU_IMAGES == 10_000
 
 
+@pytest.mark.slow
 def test_mnist_burda_runs_alone_on_digits(results: dict[str, Result]) -> None:
     result = results["mnist_burda"]
     assert result.code == 0, result.errors
@@ -146,6 +149,7 @@ def test_mnist_burda_runs_alone_on_digits(results: dict[str, Result]) -> None:
     assert math.isfinite(record["nll_difference"])
 
 
+@pytest.mark.slow
 def test_mnist_burda_without_data_says_what_to_give(results: dict[str, Result]) -> None:
     result = results["no data"]
     assert result.code == 2

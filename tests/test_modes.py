@@ -21,8 +21,18 @@ OBJECTIVES = {
     "analytic ELBO": lambda guide: ELBO(kl="analytic", beta=0.0) if guide in NO_DENSITY else ELBO(kl="analytic"),
     "IWAE": lambda guide: IWAE(3, **gradient_for(guide)),
 }
+USUAL = ("LinearGaussian", "VAE")
+
+
+def marks_of(cell, objective):
+    """Tracing takes seconds a cell: by turns, every model and every guide, not each with each at every run."""
+    model, guide = cell.values
+    is_quick = model in USUAL or (objective == "ELBO" and guide != "FullCovariance")
+    return cell.marks if is_quick else pytest.mark.slow
+
+
 CELLS = [
-    pytest.param(*cell.values, objective, marks=cell.marks, id=f"{cell.id}-{objective}")
+    pytest.param(*cell.values, objective, marks=marks_of(cell, objective), id=f"{cell.id}-{objective}")
     for cell in cells()
     for objective in OBJECTIVES
     if not (cell.values[1] in NO_DENSITY and objective == "IWAE")

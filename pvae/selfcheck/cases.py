@@ -20,6 +20,7 @@ from pvae.objectives import (
     Objective,
     Renyi,
     ReweightedWakeSleep,
+    Supervised,
 )
 from pvae.objectives.baselines import LeaveOneOut, Neural, RunningMean
 from pvae.selfcheck.answers import Answer, BitsAnswers, LineAnswers, expected, log_mean, wake
@@ -48,6 +49,8 @@ def line_cases() -> Iterator[Case]:
         make = partial(ReweightedWakeSleep, 2, phase=phase)
         yield Case(f"ReweightedWakeSleep(2, {phase})", make, partial(_of_wake_sleep, phase))
     yield Case("FisherAutoencoder()", FisherAutoencoder, _of_fisher)
+    # Nothing is labelled on the line, so that the bound is left alone.
+    yield Case("Supervised(ELBO(2))", partial(Supervised, ELBO(2)), partial(_of_bound, 1, log_mean(0)))
 
 
 def bits_cases() -> Iterator[Case]:

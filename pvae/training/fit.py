@@ -127,8 +127,6 @@ def fit(
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
-    if guide is None:
-        raise ValueError("expected a guide, got None; for a model without latents build pvae.guides.Empty(model, x)")
     _check_arguments(epochs, steps, lr, clip_norm, early_stopping, step_mode)
     turns = turns_for(inference_steps)
     if train not in ("both", "guide") or (train == "guide" and type(turns) is not Turns):
