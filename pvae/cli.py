@@ -72,7 +72,7 @@ def train(
     guide: Annotated[str | None, typer.Option(help="As for a model; by default mean_field, or empty.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
     prior: Annotated[str | None, typer.Option(help="By default the standard normal (see `pvae list`).")] = None,
-    num_components: Annotated[int | None, typer.Option(help="Of the prior: of a mixture, or pseudo-inputs.")] = None,
+    num_components: Annotated[int | None, typer.Option(help="Of a mixture, or a prior's pseudo-inputs.")] = None,
     num_labels: Annotated[int | None, typer.Option(help="Training data that keep their label; by default all.")] = None,
     objective: Annotated[str, typer.Option(help="A name, such as elbo or iwae (see `pvae list`).")] = "elbo",
     num_samples: Annotated[int | None, typer.Option(help="Particles of the objective.")] = None,

@@ -106,6 +106,8 @@ def recipe_for(
         recipe["total_count"] = max(1, round(dataset.train.flatten(1).sum(1).mean().item()))
     if takes_labels(model):
         recipe["num_classes"] = dataset.parts("train")[1].shape[1]
+    if num_components is not None and "num_components" in takes:
+        return recipe | {"num_components": num_components}
     return recipe | _recipe_of_prior(dataset, prior, num_components)
 
 
@@ -161,6 +163,7 @@ def _build_model(recipe: Mapping[str, Any]) -> Any:
     offers["layer_dims"] = tuple(recipe["hidden"])
     num_classes = recipe.get("num_classes", 0)
     offers |= {"num_classes": num_classes, "condition_dim": num_classes} if num_classes else {}
+    offers |= {"num_components": recipe["num_components"]} if "num_components" in recipe else {}
     # As in Burda's net, the layer next to the data has twice as many dimensions as the one above it.
     offers["latent_dims"] = (2 * latent_dim, latent_dim)
     if "likelihood" in inspect.signature(cls).parameters:

@@ -474,7 +474,7 @@ def test_a_name_that_needs_more_than_a_name_is_refused_in_one_line(digits_run, t
     "words",
     [
         ["--model", "hierarchical_vae", "--guide", "bottom_up"],
-        ["--model", "mixture_vae"],
+        ["--model", "mixture_vae", "--num-components", 4],
         [
             "--model",
             "semi_supervised_vae",
