@@ -58,7 +58,11 @@ def test_weights_and_gradients(name):
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in guide.parameters())
 
 
-@pytest.mark.parametrize("name", ANY)
+# Each trains for seconds: the usual ones at every run.
+USUAL = {"FullCovariance", "IAF", "MeanField", "Mixed"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in ANY])
 def test_log_p_is_the_same_whatever_the_guide(name):
     if name in NO_DENSITY:
         pytest.skip("a point has no density")
