@@ -339,13 +339,13 @@ def refusal(model: str, guide: str) -> str | None:
         return "Ladder multiplies Gaussians.*use TopDown"
     if guide in WITHOUT_A_POSTERIOR and model == "VAE, VampPrior":
         return f"VampPrior needs a guide with one latent site.*got {guide}.*use MeanField"
-    if model == "NeuralClassifier":
-        return None if guide == "Empty" else r"no latent site.*use pvae\.guides\.Empty"
     if guide == "Chained":
         return None if model == "TwoStageVAE" else f"TwoStageVAE, got {model.split(',')[0]}; use TopDown"
     if guide == "SemiSupervised":
         name = model.split(",")[0]
         return None if name == "SemiSupervisedVAE" else f"SemiSupervisedVAE, got {name}; use MeanField"
+    if model == "NeuralClassifier":
+        return None if guide == "Empty" else r"no latent site.*use pvae\.guides\.Empty"
     bits, one_hot = model == "SigmoidBeliefNet", model == "VAE, one-hot prior"
     if guide == "Empty":
         return r"site '\w+' is latent.*use a guide"
