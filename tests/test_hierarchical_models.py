@@ -163,3 +163,17 @@ def test_bad_input_is_refused_in_a_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_the_closed_form_of_the_kl_is_that_of_the_same_bound_for_a_guide_from_the_data_up():
+    torch.manual_seed(0)
+    model = HierarchicalVAE((4,), (2, 2), hidden=(5,))
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)).round()
+    guide = BottomUp(model, x, hidden=(5,))
+    with torch.no_grad():
+        for parameter in [*model.parameters(), *guide.parameters()]:
+            parameter.mul_(2.0)  # far enough from its start for z2 to say much of z1
+        sampled, closed = (ELBO(20_000, kl=kl) for kl in ("sampled", "analytic"))
+        draws = [torch.stack([each.bound(model, guide, x) for _ in range(10)]) for each in (sampled, closed)]
+    error = (draws[0].var(0) + draws[1].var(0)).div(10).sqrt()
+    assert ((draws[0].mean(0) - draws[1].mean(0)).abs() < 6 * error).all()
