@@ -219,3 +219,20 @@ def test_bad_input_is_refused_in_a_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_labels_are_numbers_or_one_hot_rows():
+    torch.manual_seed(0)
+    model = SemiSupervisedVAE((4,), 2, 3)
+    x = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)).round()
+    y = torch.tensor([2, -1, 0, 1, -1])
+    rows = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]).float()
+    guide = SemiSupervised(model, (x, y), hidden=(5,))
+    found = []
+    for labels in (y, rows):
+        torch.manual_seed(1)
+        found.append(pvae.log_weights(model, guide, (x, labels), 4).values)
+    assert torch.equal(*found)
+    torch.manual_seed(1)
+    unlabelled = pvae.log_weights(model, guide, x, 4).values
+    assert not torch.allclose(found[0][:, [0, 2, 3]], unlabelled[:, [0, 2, 3]])
