@@ -205,7 +205,7 @@ class PairRun:
 
     def _share(self, name: str) -> float:
         """The log probability of one state where a site is masked, so that all its states together count once."""
-        site = self.model[name]
+        site = self.model.get(name) or self.guide[name]
         for states in (self.states, self.branches):
             if states is not None and name in states.tables:
                 return -states.log_count(name, site["fn"].event_shape)
