@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -14,11 +16,23 @@ from torch import Tensor, nn
 from pvae.contexts import called_modules, failure, seeded
 from pvae.graphs import trace as tracing
 from pvae.implicit import refusal_of
+from pvae.layout import read_layout
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
-from pvae.runs import unmatched_sites
-from pvae.sites import Batch, Site, as_batch, base_of, data_plate, is_enumerated, plates_of, random_sites
+from pvae.referee import NoParticles
+from pvae.runs import trace_guide, trace_model, unmatched_sites
+from pvae.sites import (
+    Batch,
+    Site,
+    as_batch,
+    base_of,
+    data_plate,
+    is_enumerated,
+    plates_of,
+    random_sites,
+    subsampled_plate,
+)
 from pvae.store import private_store
 
 __all__ = ["Finding", "check", "require", "require_support"]
@@ -50,6 +64,8 @@ def check(
     arguments = as_batch(batch)
     with private_store(model, guide):
         findings = _findings(model, guide, arguments, objective)
+        if not any(finding.level == "error" for finding in findings):
+            findings += _weighing(model, guide, arguments)
         if not any(finding.level == "error" for finding in findings):
             findings += _tracing(model, guide, arguments, ELBO() if objective is None else objective)
     return findings
@@ -108,13 +124,14 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
         if not sites[place]:
             continue
         try:
-            plate = data_plate(trace, len(batch[0]))
+            plate = data_plate(trace, len(batch[0]), partial(_look_again, place, model, guide, batch))
         except ValueError as error:
             found, _, fix = str(error).partition("; ")
             findings.append(Finding(place, found, fix))
             continue
         for name, site in sites[place].items():
             findings += _shape(name, site, place, plate.dim)
+            findings += _subsampling(name, site, plate.name)
     for name, site in sites["model"].items():
         if site["is_observed"]:
             findings += _support(name, site)
@@ -129,6 +146,35 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
             if site_without_gradient(site) and not (is_enumerated(site) and getattr(objective, "sums_out_guide", True))
         ]
     return findings + _nets(model, guide, batch)
+
+
+def _look_again(
+    place: str, model: Any, guide: Any, batch: Batch, other: Callable[[Batch], Batch]
+) -> poutine.Trace:
+    """The trace of the guide or the model on another batch."""
+    guide_trace = trace_guide(guide, other(batch))
+    return guide_trace if place == "guide" else trace_model(model, guide_trace, other(batch))
+
+
+def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
+    frame = subsampled_plate(site, data_plate)
+    if frame is None:
+        return []
+    found = f"stands in the plate '{frame.name}', which looks at {frame.size} of {frame.full_size} entries of a datum"
+    return [Finding(f"site '{name}'", found, "train with it; log p(x) needs the whole plate, and is refused", "warning")]
+
+
+def _weighing(model: Any, guide: Any, batch: Batch) -> list[Finding]:
+    """What the referee of the log weights says."""
+    try:
+        read_layout(model, guide, batch, 2)
+    except NoParticles as error:
+        found, _, fix = str(error).partition("; ")
+        return [Finding("pair", found, fix, "note")]
+    except ValueError as error:
+        found, _, fix = str(error).partition("; ")
+        return [Finding("pair", found, fix)]
+    return []
 
 
 def _tracing(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> list[Finding]:

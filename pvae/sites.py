@@ -23,9 +23,12 @@ __all__ = [
     "find_latent_sites",
     "is_enumerated",
     "latent_sites",
+    "other_batch",
+    "plate_named",
     "plate_nesting",
     "random_sites",
     "require_latents",
+    "subsampled_plate",
     "support_of",
 ]
 
@@ -96,15 +99,65 @@ def plate_nesting(trace: poutine.Trace) -> int:
     return max((-plate.dim for site in random_sites(trace).values() for plate in plates_of(site)), default=0)
 
 
-def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
-    """The plate over the data: the outermost that every site shares, `besides` left aside.
+def data_plate(
+    trace: poutine.Trace, num_data: int, look_again: Callable[[Callable[[Batch], Batch]], poutine.Trace]
+) -> Plate:
+    """The plate over the data: the outermost that every site shares and whose size follows the number of data.
 
-    Raises: ValueError if a site lies outside every shared plate, or the plate does not hold the batch.
+    Two looks tell it from a plate within a datum that happens to be of that size. A function that runs on exactly these
+    data, such as one with a parameter per datum, has but one look.
+
+    Args:
+        trace: of a run on `num_data` data.
+        num_data: B.
+        look_again: runs the function on another batch, which the function it is given makes of the first one, and gives
+            the trace.
+
+    Raises: ValueError if a site lies outside every shared plate, or no plate holds the batch.
     """
-    sites = random_sites(trace)
+    shared = _shared_plates(trace)
+    fitting = [plate for plate in shared if plate.size == num_data]
+    if not fitting:
+        raise ValueError(
+            f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
+            "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
+        )
+    sizes = _sizes_on_another_batch(num_data, look_again)
+    following = [plate for plate in fitting if sizes.get(plate.name) == other_length(num_data)]
+    return (following or fitting)[0]
+
+
+def other_length(num_data: int) -> int:
+    """Another number of data than `num_data` to look at a pair with: a few, no more where that can be."""
+    return min(num_data - 1, 7) if num_data > 2 else num_data + 1
+
+
+def other_batch(batch: Batch) -> Batch:
+    """A batch of another length, made of the data of `batch`."""
+    rows = torch.arange(other_length(len(batch[0])), device=batch[0].device) % len(batch[0])
+    return tuple(part[rows] for part in batch)
+
+
+def _sizes_on_another_batch(num_data: int, look_again: Any) -> dict[str, int]:
+    try:
+        trace = look_again(other_batch)
+        # A value that does not fit its plate shows in its density alone.
+        for site in random_sites(trace).values():
+            if not hasattr(site["fn"], "refusal"):
+                site["fn"].log_prob(site["value"])
+        return {plate.name: plate.size for plate in _shared_plates(trace)}
+    except Exception:  # whatever the function trips over, it runs on its own number of data
+        return {}
+
+
+def _shared_plates(trace: poutine.Trace) -> list[Plate]:
+    """The vectorised plates around every site, outermost first.
+
+    Raises: ValueError if there are none.
+    """
     shared: list[Plate] = []
-    for position, (name, site) in enumerate(sites.items()):
-        plates = tuple(plate for plate in plates_of(site) if plate.name != besides)
+    for position, (name, site) in enumerate(random_sites(trace).items()):
+        plates = plates_of(site)
         kept = [plate for plate in shared if plate in plates] if position else list(plates)
         if not kept:
             raise ValueError(
@@ -114,13 +167,35 @@ def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
         shared = kept
     if not shared:
         raise ValueError("no sample statement was found; write at least one `pyro.sample` in the data plate")
-    for plate in shared:
-        if plate.size == num_data:
-            return plate
-    raise ValueError(
-        f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
-        "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
-    )
+    return shared
+
+
+def plate_named(sites: dict[str, Site], name: str, num_data: int | None = None) -> Plate:
+    """The plate over the data in a run whose plate of that name holds `num_data`, copies included, if that is told.
+
+    Raises: ValueError if a site stands outside of it, or it holds another number.
+    """
+    found: Plate | None = None
+    for each, site in sites.items():
+        plate = next((plate for plate in plates_of(site) if plate.name == name), None)
+        fits = plate is not None and (num_data is None or plate.size == num_data)
+        if plate is None or not fits or (found is not None and plate.dim != found.dim):
+            got = "none" if plate is None else f"one of {plate.size} at dim {plate.dim}"
+            raise ValueError(
+                f"site '{each}' is to stand in the data plate '{name}' of the {num_data} data of a run, and stands in {got}; "
+                "give the plate the length of the batch, and one dim, around every site"
+            )
+        found = plate
+    assert found is not None
+    return found
+
+
+def subsampled_plate(site: Site, data_plate: str) -> Any:
+    """The frame of a plate within a datum that looks at a part of its entries only; None where there is none."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name != data_plate and frame.full_size not in (None, frame.size):
+            return frame
+    return None
 
 
 def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
@@ -146,18 +221,9 @@ def require_latents(
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
-    with (
-        private_store(model),
-        running("model", arguments),
-        torch.no_grad(),
-        seeded(0, arguments[0].device),
-        called_modules(),
-        # Called inside the handler, not through it: that would add a table of shapes to an error.
-        poutine.trace() as run,
-    ):
-        model(*arguments)
-    trace = run.trace
-    data = data_plate(trace, len(arguments[0]))
+    with private_store(model), running("model", arguments):
+        trace = _look(model, arguments)
+        data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments)))
     return tuple(
         LatentSite(
             name,
@@ -169,6 +235,20 @@ def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, .
         for name, site in random_sites(trace).items()
         if not site["is_observed"] and not is_enumerated(site)
     )
+
+
+def _look(function: Callable[..., Any], batch: Batch) -> poutine.Trace:
+    """The trace of a function, nets in evaluation mode, random state as before."""
+    with (
+        torch.no_grad(),
+        seeded(0, batch[0].device),
+        called_modules(),
+        # Called inside the handler, not through it: that would add a table of shapes to an error.
+        poutine.trace() as run,
+    ):
+        function(*batch)
+    trace: poutine.Trace = run.trace
+    return trace
 
 
 def support_of(distribution: Any) -> constraints.Constraint:

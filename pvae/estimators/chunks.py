@@ -16,6 +16,7 @@ from pvae.data.kinds import nearest
 from pvae.graphs.replay import Mode, Replay
 from pvae.params import Parameters
 from pvae.places import Layout
+from pvae.referee import NoParticles
 from pvae.sites import Batch
 from pvae.weights import check_num_samples
 
@@ -109,7 +110,12 @@ class Chunks:
         self._chunk = math.ceil(self.num_samples / math.ceil(self.num_samples / min(most, self.num_samples)))
         key = len(batch[0]), self._chunk
         if key not in self._layouts:
-            self._layouts[key] = self.proposal.layout(batch, self._chunk)
+            try:
+                self._layouts[key] = self.proposal.layout(batch, self._chunk)
+            except NoParticles:  # one after the other is slow, and right
+                self._chunk = 1
+                key = len(batch[0]), 1
+                self._layouts[key] = self.proposal.layout(batch, 1)
         self._layout = self._layouts[key]
 
     def _eagerly(self, batch: Batch, start: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.implicit import refusal_of
-from pvae.layout import read_layout
+from pvae.layout import look
 from pvae.runs import run_pair
 
 __all__ = ["describe_nonfinite"]
@@ -31,7 +31,7 @@ def describe_nonfinite(
 
 def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
     try:
-        run = run_pair(model, guide, batch, 1, read_layout(model, guide, batch, 1))
+        run = run_pair(model, guide, batch, 1, look(model, guide, batch))
     except (RuntimeError, ValueError) as error:
         return f"the pair fails: {error}"
     for sites, place in ((run.guide, "guide"), (run.model, "model")):
