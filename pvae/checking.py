@@ -148,9 +148,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     return findings + _nets(model, guide, batch)
 
 
-def _look_again(
-    place: str, model: Any, guide: Any, batch: Batch, other: Callable[[Batch], Batch]
-) -> poutine.Trace:
+def _look_again(place: str, model: Any, guide: Any, batch: Batch, other: Callable[[Batch], Batch]) -> poutine.Trace:
     """The trace of the guide or the model on another batch."""
     guide_trace = trace_guide(guide, other(batch))
     return guide_trace if place == "guide" else trace_model(model, guide_trace, other(batch))
@@ -161,7 +159,8 @@ def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
     if frame is None:
         return []
     found = f"stands in the plate '{frame.name}', which looks at {frame.size} of {frame.full_size} entries of a datum"
-    return [Finding(f"site '{name}'", found, "train with it; log p(x) needs the whole plate, and is refused", "warning")]
+    fix = "train with it; log p(x) needs the whole plate, and is refused"
+    return [Finding(f"site '{name}'", found, fix, "warning")]
 
 
 def _weighing(model: Any, guide: Any, batch: Batch) -> list[Finding]:

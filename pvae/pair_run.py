@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -17,7 +18,7 @@ from pvae.implicit import refusal_of
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
 from pvae.scores import CommonScale, Placed, common_scale, left_out, log_prob_of, own_scale
-from pvae.sites import Batch, Plate, Site, subsampled_plate
+from pvae.sites import Batch, Plate, Site, base_of, subsampled_plate
 from pvae.states import States
 
 __all__ = ["LogWeights", "PairRun"]
@@ -51,7 +52,8 @@ class PairRun:
     Of a split run, `drawn` holds the guide's draws with their history, in the order they were drawn; the values in
     the sites are leaves of their own. `reverse` holds the guide's sites marked `extends_model`, each -log r of
     auxiliary draws that the model knows nothing of: the weights are those of the model times r, so log r counts with
-    the prior. `factors` holds the guide's `pyro.factor` statements, which train the pair and are no part of log q(z | x).
+    the prior. `factors` holds the guide's `pyro.factor` statements, which train the pair and are no part of
+    log q(z | x).
     Where sites are summed out, the model ran on every draw at each of their joint `states`, one state after the other.
     Where the guide ran at every joint state of its annotated sites, `branches` holds these, and `num_samples` counts
     the draws of all branches, one branch after the other.
@@ -163,19 +165,19 @@ class PairRun:
         return self._sum(terms)
 
     def terms(self) -> dict[tuple[str, str], Tensor]:
-        """The unscaled log density of each ("model" or "guide", site), masks as Pyro counts them, (K, B).
+        """What each ("model" or "guide", site) adds to `log_weights`, (K, B).
 
-        Sites without a density, or without one at these values, are left out.
+        Sites without a density, or without one at these values, and points (Delta) are left out.
         """
-        found = {}
+        found, skipped = {}, self.skipped
         for function, sites, rows in (
             ("model", self._of_the_model, self._num_states),
             ("guide", self._of_the_guide + self._placed(self.reverse), 1),
         ):
             for placed in sites:
-                if refusal_of(placed[0]) is None:
+                if refusal_of(placed[0]) is None and not isinstance(base_of(placed[0]["fn"]), Delta):
                     with suppress(ValueError):
-                        found[function, placed[0]["name"]] = self._sum([(placed, log_prob_of(placed))], rows)
+                        found[function, placed[0]["name"]] = self._sum([(placed, log_prob_of(placed, skipped))], rows)
         return found
 
     def average(self, values: Tensor) -> Tensor:
@@ -263,8 +265,8 @@ class PairRun:
             if (part := subsampled_plate(site, plate.name)) is not None:
                 raise ValueError(
                     f"site '{site['name']}' stands in the plate '{part.name}', which looks at {part.size} of "
-                    f"{part.full_size} entries of a datum, and no log p(x) of the whole follows from a part; train with "
-                    "it, and evaluate with the whole plate"
+                    f"{part.full_size} entries of a datum, and no log p(x) of the whole follows from a part; train "
+                    "with it, and evaluate with the whole plate"
                 )
 
     @property

@@ -1,7 +1,7 @@
 """Whether the log weights of a pair are what Pyro says they are, tried on a few data before they are trusted.
 
-Example: 5 data and 3 particles of a pair over x (B, 64), z (B, 8). One run with 3 particles gives draws z (3, 5, 8) and, per
-site, log densities (3, 5). At these same draws,
+Example: 5 data and 3 particles of a pair over x (B, 64) and z (B, 8). One run with 3 particles gives draws z (3, 5, 8)
+and, per site, log densities (3, 5). At these same draws,
 
 - the sum over data of each row has to be what Pyro's own trace gives for that site, scales taken out,
 - each of the 5 columns has to be that of its datum run alone, and of the data run in another order,
@@ -10,12 +10,13 @@ site, log densities (3, 5). At these same draws,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pvae.contexts import seeded
@@ -40,7 +41,7 @@ class NoParticles(ValueError):
 
 
 def approve(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout, many: bool) -> Layout:
-    """The layout, with the way of running particles that gives the right numbers; `many` says whether there are several.
+    """The layout, with the way of running particles that gives the right numbers; `many` if there are several.
 
     Call inside a param store, without gradients, nets in evaluation mode.
 
@@ -87,15 +88,16 @@ class _Referee:
         runs = []
         for row in range(len(next(iter(draws.values()))) if draws else 1):
             given = {name: value[row : row + 1] for name, value in draws.items()}
-            terms = self._run(self.layout, 1, self.batch, given).terms()
-            self._by_pyro(given, terms)
+            run = self._run(self.layout, 1, self.batch, given)
+            terms = run.terms()
+            self._by_pyro(given, terms, run.skipped)
             if row == 0:
                 self._by_datum(given, terms)
             runs.append(terms)
         return {key: torch.cat([terms[key] for terms in runs]) for key in runs[0]}
 
-    def _by_pyro(self, given: Draws, terms: Terms) -> None:
-        """Compare with the verdict of Pyro's handlers, which know no rows and columns."""
+    def _by_pyro(self, given: Draws, terms: Terms, skipped: Tensor | None) -> None:
+        """Compare with the verdict of Pyro's handlers, which know no rows and columns, and count `skipped` data 0."""
         with setting(self.layout, given), seeded(1, self.batch[0].device), pyro.validation_enabled(False):
             guide_trace = trace_guide(self.guide, self.batch)
             model_trace = trace_model(self.model, guide_trace, self.batch)
@@ -104,11 +106,14 @@ class _Referee:
                 if (found := terms.get((function, name))) is None or refusal_of(site) is not None:
                     continue
                 site["scale"] = 1.0
-                trace.compute_log_prob(site_filter=lambda each, _, name=name: each == name)
-                if not _close(found.sum(), site["log_prob_sum"]):
+                total = (found if skipped is None else found[:, ~skipped]).sum()
+                own = poutine.Trace()
+                own.add_node(name, **site)
+                if not _close(total, expected := own.log_prob_sum()):
                     raise ValueError(
-                        f"site '{name}' in the {function}: its log density per datum adds up to {found.sum():.6g}, Pyro's "
-                        f"own to {site['log_prob_sum']:.6g}; keep every dim of its distribution in a plate or to_event(n)"
+                        f"site '{name}' in the {function}: its log density per datum adds up to {total:.6g}, "
+                        f"Pyro's own to {expected:.6g}; keep every dim of its distribution in a plate or "
+                        "to_event(n)"
                     )
 
     def _by_datum(self, given: Draws, terms: Terms) -> None:
@@ -149,8 +154,8 @@ class _Referee:
                 bad = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)[0].argmax()
                 raise ValueError(
                     f"site '{key[1]}' in the {key[0]}: a datum has the log density {terms[key][0, bad]:.6g} within its "
-                    f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent; compute what belongs to a "
-                    "datum from that datum and from parameters alone"
+                    f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent; compute what belongs to "
+                    "a datum from that datum and from parameters alone"
                 )
 
     def _run(self, layout: Layout, num_samples: int, batch: Batch, given: Draws | None = None) -> PairRun:
@@ -166,9 +171,10 @@ class _Referee:
             for name, site in (run.guide | run.reverse).items()
             if name not in run.model
         }
-        return run.latents | drawn | self._summed(run.latents | drawn, run.num_samples)
+        drawn |= run.latents
+        return drawn | self._summed(drawn, run.num_samples)
 
-    def _summed(self, given: Draws, num_samples: int) -> Draws:
+    def _summed(self, given: Draws, num_samples: int) -> dict[str, Tensor]:
         """Draws of what is summed out, from the model itself, each (K, B, ...)."""
         summed = {} if self.layout.summed is None else self.layout.summed.tables
         rows: dict[str, list[Tensor]] = {name: [] for name in summed}
@@ -206,10 +212,11 @@ def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: La
     A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
     """
     widths: set[int] = set()
-    hook: Callable[..., None] = lambda module, _: widths.update(  # noqa: E731
-        size for parameter in module.parameters(recurse=False) for size in parameter.shape
-    )
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+
+    def note(module: torch.nn.Module, _: Any) -> None:
+        widths.update(size for parameter in module.parameters(recurse=False) for size in parameter.shape)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
         run_pair(model, guide, batch, 1, layout)
     finally:

@@ -1,8 +1,8 @@
 """How the sites of a run count: which masks and scales reach a log density, and which stand outside.
 
-Example: a model whose sites stand under `poutine.scale(scale=w)`, w (B,), has the scale w / 1 at every site, so w stands
-outside every logarithm: the bound is w (B,) times that of the sites without it. Under `poutine.mask(mask=keep)` with keep
-(B, T) and T steps inside the data plate, what `keep` leaves out counts 0, as Pyro has it.
+Example: all sites of a pair stand under `poutine.scale(scale=w)`, w (B,), so w stands outside every logarithm: the
+bound is w (B,) times that of the sites without it. Under `poutine.mask(mask=keep)` with keep (B, T) and a plate of T
+steps within the data plate, what `keep` leaves out counts 0, as Pyro has it.
 """
 
 from __future__ import annotations

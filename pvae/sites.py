@@ -182,8 +182,8 @@ def plate_named(sites: dict[str, Site], name: str, num_data: int | None = None) 
         if plate is None or not fits or (found is not None and plate.dim != found.dim):
             got = "none" if plate is None else f"one of {plate.size} at dim {plate.dim}"
             raise ValueError(
-                f"site '{each}' is to stand in the data plate '{name}' of the {num_data} data of a run, and stands in {got}; "
-                "give the plate the length of the batch, and one dim, around every site"
+                f"site '{each}' is to stand in the data plate '{name}' of the {num_data} data of a run, and stands in "
+                f"{got}; give the plate the length of the batch, and one dim, around every site"
             )
         found = plate
     assert found is not None

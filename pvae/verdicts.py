@@ -1,7 +1,7 @@
 """What the referee has found out, kept for as long as a pair lives.
 
-Example: `log_marginal(model, guide, x)` asks for batches of 100 and a last one of 37, each x (B, 784). The pair is looked
-at once: the second batch, and the next call, find the layout here.
+Example: `log_marginal(model, guide, x)` runs on batches of 100 and a last one of 37, each x (B, 784). The pair is
+looked at once: the second batch, and the next call, find the layout here.
 """
 
 from __future__ import annotations

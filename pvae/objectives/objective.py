@@ -59,7 +59,8 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.gradient = Gradient(gradient, baseline)
         self.companions: dict[str, nn.Module] = {} if baseline is None else {"baseline": baseline}
-        self._layouts: tuple[Any, Any, dict[tuple[torch.Size, ...], Layout]] | None = None
+        self._pair: tuple[Any, Any] | None = None
+        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
 
     @abstractmethod
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
@@ -123,12 +124,11 @@ class Objective(pyro.infer.ELBO):
     def _layout_for(self, model: Any, guide: Any, batch: Batch) -> Layout:
         """The layout of the pair for batches of these shapes, which is looked for once."""
         shapes = tuple(part.shape for part in batch)
-        if self._layouts is None or self._layouts[:2] != (model, guide):
-            self._layouts = model, guide, {}
-        layouts = self._layouts[2]
-        if shapes not in layouts:
-            layouts[shapes] = read_layout(model, guide, batch, self.num_particles)
-        return layouts[shapes]
+        if self._pair is None or self._pair != (model, guide):
+            self._pair, self._layouts = (model, guide), {}
+        if shapes not in self._layouts:
+            self._layouts[shapes] = read_layout(model, guide, batch, self.num_particles)
+        return self._layouts[shapes]
 
     @property
     def needs_pathwise(self) -> bool:
