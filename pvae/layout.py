@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from pyro import poutine
 
-from pvae.contexts import called_modules, seeded
+from pvae.contexts import called_modules, running, seeded
 from pvae.places import Layout, place_of
 from pvae.referee import approve
 from pvae.runs import Stochastic, trace_guide, trace_model
@@ -47,8 +47,9 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
     Raises: ValueError for a pair without a plate over the data.
     """
     with torch.no_grad(), seeded(0, batch[0].device), called_modules():
-        guide_trace = trace_guide(guide, batch)
-        model_trace = trace_model(model, guide_trace, batch)
+        with running("pair", batch):
+            guide_trace = trace_guide(guide, batch)
+            model_trace = trace_model(model, guide_trace, batch)
         num_data = len(batch[0])
         model_plate = data_plate(model_trace, num_data, lambda other: _model_trace(model, guide, other(batch)))
         guide_plate = None

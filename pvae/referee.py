@@ -24,7 +24,7 @@ from pvae.implicit import refusal_of
 from pvae.pair_run import PairRun
 from pvae.places import Layout
 from pvae.runs import Stochastic, run_pair, setting, trace_guide, trace_model
-from pvae.sites import Batch, random_sites
+from pvae.sites import Batch, plate_named, random_sites, score_all
 
 __all__ = ["NoParticles", "approve"]
 
@@ -57,7 +57,9 @@ class _Referee:
         self.num_data = len(self.batch[0])
 
     def verdict(self, many: bool) -> Layout:
-        if not many:
+        # States are run as particles are, one after the other.
+        has_states = self.layout.summed is not None or self.layout.branching is not None
+        if not many and not has_states:
             run = self._run(self.layout, 1, self.batch)
             self._single(self._draws(run))
             return self.layout
@@ -77,7 +79,8 @@ class _Referee:
             if (site := _differs(rows, single)) is None:
                 return layout
             reasons.append(f"site '{site}' has another log density with several particles than with one at a time")
-        self.verdict(many=False)
+        if not has_states:
+            self.verdict(many=False)
         raise NoParticles(
             f"the pair runs with one particle at a time only: {reasons[-1]}; let its functions take a batch of any "
             "length, or its nets any number of leading dims, or draw one particle"
@@ -218,7 +221,7 @@ def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: La
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        run_pair(model, guide, batch, 1, layout)
+        trace_model(model, trace_guide(guide, batch), batch)
     finally:
         handle.remove()
     widths |= {size for part in batch for size in part.shape[1:]}
@@ -227,7 +230,12 @@ def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: La
     rows = torch.linspace(0, len(batch[0]) - 1, num_data, device=batch[0].device).round().long()
     trial = tuple(part[rows] for part in batch)
     try:
-        run_pair(model, guide, trial, 1, layout).terms()
+        guide_trace = trace_guide(guide, trial)
+        model_trace = trace_model(model, guide_trace, trial)
+        for trace, name in ((guide_trace, layout.guide_plate), (model_trace, layout.model_plate)):
+            if name is not None:
+                plate_named(random_sites(trace), name, num_data)
+            score_all(trace)
     except Exception:  # the pair has just run on the batch, so it is the number of data that fails
         return num_samples, batch
     return num_samples, trial

@@ -28,6 +28,7 @@ __all__ = [
     "plate_nesting",
     "random_sites",
     "require_latents",
+    "score_all",
     "subsampled_plate",
     "support_of",
 ]
@@ -141,13 +142,17 @@ def other_batch(batch: Batch) -> Batch:
 def _sizes_on_another_batch(num_data: int, look_again: Any) -> dict[str, int]:
     try:
         trace = look_again(other_batch)
-        # A value that does not fit its plate shows in its density alone.
-        for site in random_sites(trace).values():
-            if not hasattr(site["fn"], "refusal"):
-                site["fn"].log_prob(site["value"])
+        score_all(trace)
         return {plate.name: plate.size for plate in _shared_plates(trace)}
     except Exception:  # whatever the function trips over, it runs on its own number of data
         return {}
+
+
+def score_all(trace: poutine.Trace) -> None:
+    """Ask every site for its density: a value that does not fit its plate shows there alone, by an error."""
+    for site in random_sites(trace).values():
+        if not hasattr(site["fn"], "refusal"):
+            site["fn"].log_prob(site["value"])
 
 
 def _shared_plates(trace: poutine.Trace) -> list[Plate]:
