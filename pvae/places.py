@@ -32,10 +32,10 @@ class Layout:
     `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
     `model_plate` and `guide_plate` name the plates over the data, which may have to hold those copies (None for a
-    function without sites); `places` says for each latent site where its dims are. `summed` holds the states of the
-    model's latents that are summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks;
-    `branching` those of the guide's own latents with that annotation, which an objective may run at every state
-    instead of drawing them.
+    guide without sites, or one that was not looked at and has the model's); `places` says for each latent site where
+    its dims are. `summed` holds the states of the model's latents that are summed out: those annotated with
+    infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the guide's own latents with that
+    annotation, which an objective may run at every state instead of drawing them.
     """
 
     nesting: int

@@ -171,7 +171,7 @@ class _Referee:
         layout = run.layout
         drawn = {
             name: layout.collect(name, site["value"], run.num_samples)
-            for name, site in (run.guide | run.reverse).items()
+            for name, site in run.guide.items()
             if name not in run.model
         }
         drawn |= run.latents

@@ -79,10 +79,10 @@ def run_pair(
         )
     model_plate = plate_named(model_sites, layout.model_plate, len(model_rows[0]))
     guide_plate = None
-    if guide_sites and layout.guide_plate is not None:
-        guide_plate = plate_named(guide_sites, layout.guide_plate, len(rows[0]))
-    factors = {name: guide_sites.pop(name) for name in list(guide_sites) if guide_sites[name]["is_observed"]}
+    if guide_sites:
+        guide_plate = plate_named(guide_sites, layout.guide_plate or layout.model_plate, len(rows[0]))
     reverse = {name: guide_sites.pop(name) for name in list(guide_sites) if _extends_model(guide_sites[name])}
+    factors = {name: guide_sites.pop(name) for name in list(guide_sites) if guide_sites[name]["is_observed"]}
     return PairRun(
         batch=batch,
         guide=guide_sites,
