@@ -147,7 +147,7 @@ def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, .
     """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
     with (
-        private_store(model),
+        private_store(model, look=True),
         running("model", arguments),
         torch.no_grad(),
         seeded(0, arguments[0].device),
