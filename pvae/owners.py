@@ -43,14 +43,14 @@ class Owners:
     def of(self, frames: Sequence[FrameType]) -> list[Link]:
         """Who states what the innermost frame does, the owner last; empty if none of the pair's is known there.
 
-        Owner is the outermost that states sites itself: a wrapper states none, and a helper may serve several pairs.
+        Owner is the outermost that states sites itself, for a helper may serve several pairs and a wrapper states none.
+        Where none does, it is the innermost that calls what states them.
         """
         links = [(owner, frame) for frame in frames if (owner := self._at(frame)) is not None]
-        sites = [(owner, frame.f_code) for owner, frame in links if _states(frame, _SITES)]
+        sites = [(owner, frame.f_code) for owner, frame in links if _states_sites(frame.f_code, frame.f_globals)]
         if sites or not links:
             return sites
-        composing = [link for link in links if not _states(link[1], frozenset({"param"}))]
-        owner, frame = (composing or links)[0]
+        owner, frame = next((link for link in links if _comes_to_sites(link[0])), links[0])
         return [(owner, frame.f_code)]
 
     def _at(self, frame: FrameType) -> Any:
@@ -179,10 +179,14 @@ def _names(code: CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-def _states(frame: FrameType, statements: frozenset[str]) -> bool:
-    """Whether the code of a frame makes one of these statements of Pyro's itself."""
-    names = _names(frame.f_code)
-    named = statements.intersection(names)
-    space = frame.f_globals
+def _states_sites(code: CodeType, space: dict[str, Any]) -> bool:
+    """Whether code, whose globals are given, makes one of Pyro's statements other than `param` itself."""
+    names = _names(code)
+    named = _SITES.intersection(names)
     by_pyro = "pyro" in names or any(space.get(name) is pyro for name in names)
     return bool(named) and (by_pyro or any(space.get(name) is getattr(pyro, name) for name in named))
+
+
+def _comes_to_sites(owner: Any) -> bool:
+    functions = (thing for thing in within([owner]) if isinstance(thing, FunctionType))
+    return any(_states_sites(function.__code__, function.__globals__) for function in functions)

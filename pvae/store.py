@@ -130,23 +130,28 @@ class _Stay:
         self.is_quiet = keep or look or (around is not None and around.is_quiet)
         # Of each parameter, one list for each piece of code that states it, its owner last.
         self.links: dict[str, list[list[Link]]] = {}
-        self._seen: dict[tuple[str, int], CodeType] = {}
+        self._seen: set[tuple[Any, ...]] = set()
         self._outer_frames = len(_callers())
 
     def state(self, store: ParamStoreDict, name: str, reads: bool = False) -> None:
         """Notice that a statement names a parameter; at the first one, put in the store what pvae trained."""
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and package_of(frame) == "pyro":
-            frame = frame.f_back
-        if frame is None or (name, id(frame.f_code)) in self._seen:
+        if name in self.links and not self.keep:  # more owners matter only to what is to be remembered
             return
-        self._seen[name, id(frame.f_code)] = frame.f_code
-        frames = _frames(frame)
+        key: list[Any] = [name]
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and package_of(frame) != "pvae":
+            key.append(frame.f_code)
+            frame = frame.f_back
+        if (seen := tuple(key)) in self._seen:
+            return
+        self._seen.add(seen)
+        frames = _frames(sys._getframe(2))
         links = self._owners.of(frames[: max(len(frames) - self._outer_frames, 0)])
         if not links and reads:
             return
+        stating = next(each for each in frames if package_of(each) != "pyro")
+        own = [links] if links else [[(owner_of(function), stating.f_code)] for function in self.functions]
         is_first = not self._is_settled(name)
-        own = [links] if links else [[(owner_of(function), frame.f_code)] for function in self.functions]
         self.links.setdefault(name, []).extend(own)
         if is_first:
             self._start(store, name, [link for each in own for link in reversed(each)])
@@ -179,6 +184,7 @@ class _Stay:
                 leaf = _own(leaf)
             store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
         elif name not in store and not self.is_quiet and (links[0][1], name) in _trained:
+            self.is_quiet = True  # what holds for one of a pair's parameters, holds for the others
             warnings.warn(
                 f"parameter '{name}' starts from its initial value: pvae trained it for another function or object made "
                 "by the same code; evaluate the one that was trained, or call its FitResult's to_store() before",
