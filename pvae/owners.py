@@ -1,6 +1,7 @@
 """Whom a bare `pyro.param` belongs to: the function or object that states a pair's sites.
 
-What pvae is given may be a wrapper made for one call: a handler of Pyro's, a partial, a lambda. What it wraps is the pair.
+What pvae is given may be a wrapper made for one call: a handler of Pyro's, a partial, a lambda. The pair is what it
+wraps.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Owners:
         for thing in things.values():
             if isinstance(thing, FunctionType):
                 self._functions.setdefault(thing.__code__, []).append(thing)
-        self._objects = {key: thing for key, thing in things.items() if not isinstance(thing, (FunctionType, ModuleType))}
+        self._objects = {
+            key: thing for key, thing in things.items() if not isinstance(thing, (FunctionType, ModuleType))
+        }
 
     def of(self, frames: Sequence[FrameType]) -> list[Link]:
         """Who states what the innermost frame does, the owner last; empty if none of the pair's is known there.
@@ -85,7 +88,7 @@ def within(functions: Iterable[Any]) -> list[Any]:
 
 
 def wrapped(function: Any) -> list[Any]:
-    """A function and, one after the other, those that it wraps: by a handler of Pyro's, a partial, `functools.wraps`."""
+    """A function and those that it wraps, one after the other: by handlers of Pyro's, partials, `functools.wraps`."""
     found: list[Any] = []
     waiting = deque([function])
     while waiting:

@@ -265,9 +265,7 @@ def _frozen(
         frozen |= {name: leaf for name, leaf in named.items() if any(leaf is other for other in registered)}
         known |= {id(leaf) for leaf in frozen.values()}
     unnamed = _named(modules, nn.Module.named_parameters, stated | frozen)
-    return frozen | {
-        name: leaf for name, leaf in unnamed.items() if id(leaf) not in known and not leaf.requires_grad
-    }
+    return frozen | {name: leaf for name, leaf in unnamed.items() if id(leaf) not in known and not leaf.requires_grad}
 
 
 def _named(modules: list[nn.Module], members: Callable[..., Any], known: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,16 @@ _MOST_ITEMS = 100  # longer ones are data, and this is read at every step
 _MODULE_MACHINERY = vars(nn.Module()).keys() - {"training", "_buffers"}
 
 
-def settings_of(functions: Iterable[Callable[..., Any]], modules: Iterable[nn.Module]) -> tuple[Any, ...]:
+def settings_of(functions: Iterable[Callable[..., Any]], modules: Sequence[nn.Module]) -> tuple[Any, ...]:
     """What functions and modules may read from Python while they run, in a form to compare.
 
-    Numbers, words, flags and which tensors (no parameters), in the attributes of modules and objects, in closures
-    and in globals; of short lists, dicts, namespaces and dataclasses what they hold.
+    Which parameters of modules are frozen. Numbers, words, flags and which tensors (no parameters), in the attributes
+    of modules and objects, in closures and in globals; of short lists, dicts, namespaces and dataclasses what they hold.
     """
     held = [value for function in functions for inner in wrapped(function) for value in _reach(inner)]
     attributes = [vars(module)[name] for module in modules for name in vars(module).keys() - _MODULE_MACHINERY]
-    return tuple(_setting(value) for value in (*held, *attributes))
+    moving = [leaf.requires_grad for module in modules for leaf in module._parameters.values() if leaf is not None]
+    return (*(_setting(value) for value in (*held, *attributes)), *moving)
 
 
 def _reach(function: Callable[..., Any]) -> list[Any]:

@@ -84,7 +84,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
 
 
 class _PrivateStore(ParamStoreDict):
-    """Pyro's store while a pair runs in it: it asks who states a bare parameter, and changes no tensor of the user's."""
+    """Pyro's store while a pair runs in it: it asks who states a bare parameter, and leaves the user's tensors alone."""
 
     stay: _Stay
 
@@ -127,7 +127,7 @@ class _Stay:
         self, functions: Sequence[Stochastic], keep: bool, look: bool, around: _Stay | None, users: Sequence[Tensor]
     ) -> None:
         self.functions, self.keep, self.around, self.users = functions, keep, around, users
-        self.is_quiet = keep or look or (around is not None and around.is_quiet)
+        self.is_quiet: bool = keep or look or (around is not None and around.is_quiet)
         # Of each parameter, one list for each piece of code that states it, its owner last.
         self.links: dict[str, list[list[Link]]] = {}
         self._seen: set[tuple[Any, ...]] = set()
@@ -186,8 +186,8 @@ class _Stay:
         elif name not in store and not self.is_quiet and (links[0][1], name) in _trained:
             self.is_quiet = True  # what holds for one of a pair's parameters, holds for the others
             warnings.warn(
-                f"parameter '{name}' starts from its initial value: pvae trained it for another function or object made "
-                "by the same code; evaluate the one that was trained, or call its FitResult's to_store() before",
+                f"parameter '{name}' starts from its initial value: pvae trained it for another function or object "
+                "made by the same code; evaluate the one that was trained, or call its FitResult's to_store() before",
                 stacklevel=self._level_of_caller(),
             )
 

@@ -27,9 +27,10 @@ START = torch.tensor([-0.5, 0.5])
 
 def log_p(loc, x=X):
     """The mean of log p(x) of the mixture, in closed form."""
-    return torch.stack([dist.Normal(each, 1.0).log_prob(x) for each in loc]).logsumexp(0).mean().item() - torch.tensor(
-        2.0
-    ).log().item()
+    return (
+        torch.stack([dist.Normal(each, 1.0).log_prob(x) for each in loc]).logsumexp(0).mean().item()
+        - torch.tensor(2.0).log().item()
+    )
 
 
 def mixture(x, scale=1.0):
@@ -125,7 +126,6 @@ def train(model, steps=40, **options):
 def nothing_is_trained():
     for owner in (mixture, plain, OBJECT, MODULE, INNER):
         store._bare_of.pop(id(owner), None)
-    yield
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -224,7 +224,7 @@ COPIES = {
 def test_an_evaluation_of_what_was_not_trained_says_so(name):
     make, again = COPIES[name]
     result = train(make())
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="starts from its initial value") as caught:
         assert evaluate(again()) == pytest.approx(log_p(START), abs=1e-5)
     assert len(caught) == 1
     assert str(caught[0].message).startswith("parameter 'loc' starts from its initial value: pvae trained it for")
@@ -270,9 +270,10 @@ def test_predictive_draws_from_the_trained_pair():
     pair = own_pairs.exact()
     result = pvae.fit(pair.model, pair.guide, pair.batch, steps=40, lr=0.05, progress=False)
     result.to_store()
-    draws = Predictive(pair.model, guide=pair.guide, num_samples=4000)(pair.batch)["z"].mean(0).squeeze()
+    draws = Predictive(pair.model, guide=pair.guide, num_samples=4000, parallel=True)(pair.batch)["z"]
     means = pvae.encode(pair.guide, pair.batch)["z"]
-    assert (draws - means).abs().max() < 5 / 4000**0.5
+    # No posterior is wider than the prior, whose scale is 1.
+    assert (draws.mean(0) - means).abs().max() < 5 / 4000**0.5
 
 
 def test_svi_goes_on_and_pvae_sees_it():

@@ -107,8 +107,9 @@ def fit(
 ) -> FitResult:
     """Train a pair in place so that the objective, a bound on log p(x), becomes as large as possible.
 
-    Parameters with `requires_grad` False stay as they are. The loss is minus the bound, as a mean per datum. Pyro's param store, torch's random state and all other
-    global state are as before afterwards; the same seed gives the same weights.
+    Parameters with `requires_grad` False stay as they are. The loss is minus the bound, as a mean per datum. Pyro's
+    param store, torch's random state and all other global state are as before afterwards; the same seed gives the same
+    weights.
 
     Args:
         model: any Pyro model within the contract of a pair.
