@@ -62,7 +62,7 @@ def check(
     Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
     arguments = as_batch(batch)
-    with private_store(model, guide):
+    with private_store(model, guide, look=True):
         findings = _findings(model, guide, arguments, objective)
         if not any(finding.level == "error" for finding in findings):
             findings += _weighing(model, guide, arguments)

@@ -226,7 +226,7 @@ def require_latents(
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
-    with private_store(model), running("model", arguments):
+    with private_store(model, look=True), running("model", arguments):
         trace = _look(model, arguments)
         data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments)))
     return tuple(

@@ -7,6 +7,8 @@ import pyro
 import pytest
 import torch
 
+from pvae import store
+
 # The nets of the tests are small: a second thread gains nothing, and waits long for a busy core.
 torch.set_num_threads(1)
 
@@ -23,6 +25,7 @@ def data_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_param_store():
-    """Each test starts with an empty Pyro param store and leaves nothing in it."""
+    """Each test starts with an empty Pyro param store, and where pvae trained no factory's pair, and leaves neither."""
     with pyro.get_param_store().scope():
         yield
+    store._trained.clear()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyro
 import pyro.infer
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.params import settle
 from pvae.progress import Progress
-from pvae.store import private_store
+from pvae.store import Bare, bare_parameters, private_store
 from pvae.training.checkpoint import write_run
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
@@ -36,6 +37,13 @@ __all__ = ["FitResult", "fit"]
 class FitResult:
     """What training gave; the pair itself is trained in place.
 
+    Pyro's own tools see the trained modules. They see the trained values of bare `pyro.param` statements after
+    `to_store()`, which puts those in Pyro's param store:
+
+        result = pvae.fit(model, guide, x, epochs=10)
+        result.to_store()
+        draws = pyro.infer.Predictive(model, guide=guide, num_samples=100)(x)
+
     Attributes:
         model: the model, as given.
         guide: the guide, as given.
@@ -47,6 +55,7 @@ class FitResult:
         parameters: the trained values by Pyro's name (a copy, within their constraints), `pyro.param`s included.
         step_mode: how steps ran in the end: "eager", "traced", "compiled" or "graph".
         data: the record of what was trained on.
+        bare: of each bare `pyro.param`, by name, the unconstrained tensor that was trained and its constraint.
     """
 
     model: Any
@@ -57,6 +66,18 @@ class FitResult:
     parameters: dict[str, Tensor]
     step_mode: str
     data: dict[str, Any]
+    bare: Bare = field(default_factory=dict)
+
+    def to_store(self) -> None:
+        """Put the trained bare `pyro.param`s, with their constraints, into Pyro's param store.
+
+        What Pyro then trains further is what pvae evaluates, as with modules. A later `fit` leaves the store as it is.
+        """
+        store = pyro.get_param_store()
+        for name, (leaf, constraint) in self.bare.items():
+            if name in store:
+                del store[name]
+            store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
 
 
 def fit(
@@ -86,8 +107,9 @@ def fit(
 ) -> FitResult:
     """Train a pair in place so that the objective, a bound on log p(x), becomes as large as possible.
 
-    The loss is minus the bound, as a mean per datum. Pyro's param store, torch's random state and all other
-    global state are as before afterwards; the same seed gives the same weights.
+    Parameters with `requires_grad` False stay as they are. The loss is minus the bound, as a mean per datum. Pyro's
+    param store, torch's random state and all other global state are as before afterwards; the same seed gives the same
+    weights.
 
     Args:
         model: any Pyro model within the contract of a pair.
@@ -153,7 +175,9 @@ def fit(
     with private_store(model, guide, keep=True), Progress(progress) as bar:
         parameters = settle(model, guide, source, device)
         if not parameters.leaves:
-            raise ValueError("the pair has no parameters to train; register its nets with pyro.module")
+            held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
+            fix = "call requires_grad_(True) on what to train" if held else "register its nets with pyro.module"
+            raise ValueError(f"the pair has no parameters to train{held}; {fix}")
         if valid is not None:
             valid.to(parameters.device)
         if step_mode == "graph" and parameters.device.type != "cuda":
@@ -171,6 +195,7 @@ def fit(
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
             history, best_epoch = loop.run(source, valid, early_stopping, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
+        bare = bare_parameters()
         if folder:
             record = {
                 "pvae": pvae.__version__,
@@ -193,6 +218,7 @@ def fit(
         parameters=values,
         step_mode=loop.step.mode,
         data=source.describe(),
+        bare=bare,
     )
 
 

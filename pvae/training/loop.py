@@ -114,11 +114,12 @@ class Loop:
     @contextmanager
     def gradients_put_back(self) -> Iterator[None]:
         """The gradients that the user had on the parameters are there again afterwards."""
-        held = [leaf.grad for leaf in self.leaves]
+        # Pyro's objectives call `backward`, which also reaches parameters that are not trained now.
+        held = [(leaf, leaf.grad) for leaf in self.parameters.leaves.values()]
         try:
             yield
         finally:
-            for leaf, gradient in zip(self.leaves, held, strict=True):
+            for leaf, gradient in held:
                 leaf.grad = gradient
 
     def run(

@@ -54,7 +54,10 @@ class EagerStep:
     def __call__(self, batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Gradients]:
         """Loss and gradients by autograd."""
         loss, report = self.loss(batch, kl_weight)
-        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        # A callback may freeze a parameter between two epochs.
+        moving = [leaf for leaf in self.leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(loss, moving, allow_unused=True) if moving else ())
+        gradients = [next(found) if leaf.requires_grad else None for leaf in self.leaves]
         return _finish(loss.detach(), report, gradients, self.clip_norm)
 
 
