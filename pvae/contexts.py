@@ -28,7 +28,8 @@ def running(what: str, batch: Batch) -> Iterator[None]:
 def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    # Pyro adds a table of the shapes of all sites.
+    reason = " ".join(str(error).partition("Trace Shapes:")[0].split()) or type(error).__name__
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pvae.data.kinds import nearest
+from pvae.estimators.stream import Estimate
 from pvae.graphs.replay import Mode, Replay
 from pvae.params import Parameters
 from pvae.places import Layout
@@ -103,6 +104,10 @@ class Chunks:
                 log_weights = log_weights.clone()
             take(log_weights[: self.num_samples - start])
             self._chunks_left -= 1
+
+    def conclude(self, estimate: Estimate, num_samples: int) -> Estimate:
+        """The estimate of the last batch, from `num_samples` weights: exact where nothing was drawn."""
+        return estimate if self._layout.draws else estimate.of_equal_weights(num_samples)
 
     def _settle(self, batch: Batch, most: int) -> None:
         """Make chunks as even as can be of at most that many particles, and find out how to run one."""

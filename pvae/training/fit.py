@@ -21,10 +21,11 @@ from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.params import settle
+from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import private_store
 from pvae.training.checkpoint import write_run
+from pvae.training.last_batch import settle_last_batches
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
@@ -97,7 +98,9 @@ def fit(
         objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
         epochs: passes over the data; give this or `steps`.
         steps: training steps.
-        batch_size: data per step; a `DataLoader` keeps its own.
+        batch_size: data per step; a `DataLoader` keeps its own. The last batch of an epoch holds what is left; where
+            the pair fails on so few alone, as BatchNorm does on one datum, they join the batch before it in every
+            epoch. So they do in validation.
         lr: learning rate of the default optimizer.
         optimizer: from parameters to a torch optimizer; by default fused Adam with `lr`.
         schedule: "cosine" (to 0 at the end), or from an optimizer to a torch scheduler, stepped after every
@@ -123,7 +126,8 @@ def fit(
 
     Raises:
         ValueError: for arguments out of range, data that are empty or not finite, and a pair that breaks the
-            contract (`pvae.check` lists all findings).
+            contract (`pvae.check` lists all findings); for a batch that a step cannot run on, with the step, the
+            shapes, and what to change. The pair keeps the weights it had before that step.
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
@@ -147,7 +151,6 @@ def fit(
     valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
     if early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
-    total = steps if steps is not None else (epochs or 0) * len(source)
     folder = _new_run(out)
 
     with private_store(model, guide, keep=True), Progress(progress) as bar:
@@ -164,7 +167,11 @@ def fit(
         trained = parameters
         for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
             trained = trained.joined_by(name, module.to(parameters.device))
+        frozen = frozen_modules(trained) if train == "guide" else ()
+        settle_last_batches(model, guide, objective, trained, frozen, source, valid)
+        total = steps if steps is not None else (epochs or 0) * len(source)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
+        loop.require_information(source.example())
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
