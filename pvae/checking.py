@@ -231,13 +231,18 @@ def _support(name: str, site: Site) -> list[Finding]:
     return [Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]", fix)]
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    scripted = str(getattr(module, "original_name", ""))
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or scripted.startswith("BatchNorm")
+
+
 def _nets(model: Any, guide: Any, batch: Batch) -> list[Finding]:
     findings = []
     parameters = find_parameters(model, guide, batch)
     for net in parameters.unregistered:
         fix = "call pyro.module('name', net) where it is used, or freeze it with requires_grad_(False)"
         findings.append(Finding(f"net {net}", "is used but registered by no pyro.module, so it is not trained", fix))
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in parameters.modules):
+    if any(_is_batch_norm(module) and module.training for module in parameters.modules):
         findings.append(
             Finding(
                 "BatchNorm",

@@ -74,8 +74,11 @@ class Parameters:
         return store[name] if name in store else self.leaves[name]
 
     def state(self) -> dict[str, Tensor]:
-        """Leaves and buffers by name, detached, sharing storage: what a checkpoint holds."""
-        return {name: tensor.detach() for name, tensor in (self.leaves | self.buffers).items()}
+        """Leaves and buffers by name, detached, sharing storage: what a checkpoint holds.
+
+        Nets have the same names whether or not `torch.compile` wraps them.
+        """
+        return {plain_name(name): tensor.detach() for name, tensor in (self.leaves | self.buffers).items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -83,7 +86,7 @@ class Parameters:
 
         Raises: ValueError if names or shapes differ from those of the pair.
         """
-        own = self.leaves | self.buffers
+        own = {plain_name(name): tensor for name, tensor in (self.leaves | self.buffers).items()}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise ValueError(
@@ -112,7 +115,12 @@ class Parameters:
         for leaf in self.leaves.values():
             leaf.data = leaf.data.to(device)
         for full_name, (module, name) in {full: places[id(buffer)] for full, buffer in self.buffers.items()}.items():
-            self.buffers[full_name] = module.get_buffer(name)
+            self.buffers[full_name] = dict(module._buffers.items())[name]
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor as it would be if no `torch.compile` wrapped its net."""
+    return name.replace("_orig_mod.", "")
 
 
 def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
@@ -132,8 +140,8 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     leaves = own | model_leaves
     known |= {id(leaf) for leaf in own.values()}
     owners = [owner_of(function) for function in (guide, model) if isinstance(owner_of(function), nn.Module)]
-    # A method of a module may use its parts without calling them: by their forward, or by their training flag.
-    everything = dict.fromkeys([*modules, *(part for owner in owners for part in owner.modules())])
+    # A module may use its parts without calling them: by their forward, or by their training flag.
+    everything = dict.fromkeys([*modules, *(part for whole in (*owners, *modules) for part in whole.modules())])
     return Parameters(
         leaves=leaves,
         buffers=_named_buffers(list(everything), leaves),
@@ -141,7 +149,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
         functions=(model,) if guide is None else (model, guide),
         guide_only=frozenset(own),
         unregistered=tuple(
-            type(module).__name__
+            str(getattr(module, "original_name", type(module).__name__))
             for module in dict.fromkeys([*modules, *owners])
             if any(p.requires_grad and id(p) not in known for p in module.parameters(recurse=False))
         ),
@@ -225,7 +233,7 @@ def _named_buffers(modules: list[nn.Module], leaves: dict[str, Tensor]) -> dict[
     """Buffers named after the registered parameters of the same module, else by order of first call."""
     owner = {id(leaf): name for name, leaf in leaves.items()}
     buffers: dict[str, Tensor] = {}
-    for index, module in enumerate(modules):
+    for index, module in enumerate(module for module in modules if "_orig_mod" not in module._modules):
         prefix = f"module{index}."
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in owner:

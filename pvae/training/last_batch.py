@@ -11,7 +11,7 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import evaluation, failure, seeded
+from pvae.contexts import FAILURES, evaluation, failure, seeded, uncompiled
 from pvae.data.batches import Batches
 from pvae.graphs.trace import unchanged_buffers
 from pvae.params import Parameters
@@ -57,7 +57,7 @@ def settle_last_batches(
         with torch.no_grad(), evaluation(parameters.modules):
             return summed_bound(objective, model, guide, batch)
 
-    with unchanged_buffers(parameters), seeded(0, parameters.device):
+    with unchanged_buffers(parameters), seeded(0, parameters.device), uncompiled():
         _settle(source, train, "train")
         if valid is not None:
             _settle(valid, validate, "validate")
@@ -88,7 +88,7 @@ def _failure(run: Callable[[Batch], float], batch: Batch) -> str | None:
     """Why a run fails on a batch, "" where its value is not finite; None where it works."""
     try:
         return None if math.isfinite(run(batch)) else ""
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except FAILURES as error:
         return failure(error, batch)
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pvae.aggregate import information
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import FAILURES, evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
@@ -218,7 +218,7 @@ class Loop:
             found = step(batch, weight)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except FAILURES as error:
             if (nonfinite := _nonfinite(step, batch, weight)) is not None:
                 return nonfinite
             refusal = refuse_step(error, self.step_count + 1, batch, self._length, self._streams)
@@ -293,7 +293,7 @@ def _nonfinite(
     try:
         with pyro.validation_enabled(False):
             pulse, gradients = step(batch, weight)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
+    except FAILURES:
         return None
     return None if pulse.isfinite()[0] else (pulse, gradients)
 
