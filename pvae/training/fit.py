@@ -115,9 +115,10 @@ def fit(
         train: "guide" trains the guide's own parameters against the model as it is, whose nets stay in evaluation mode:
             a better proposal for log p(x).
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
-            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
-            be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
-            random numbers and agree to rounding; "auto" goes by the clock, so name a mode to repeat a run bit by bit.
+            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces a shape
+            of batches, from its second step on, where the steps of that shape that can still be expected pay for it;
+            compiles by the same rule, and captures on a GPU. All draw the same random numbers and agree to rounding;
+            "auto" goes by the clock, so name a mode to repeat a run bit by bit.
         device: where to train; by default where the pair is.
         seed: of the order of data, binarisation, and all draws.
         out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
