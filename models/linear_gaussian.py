@@ -60,8 +60,8 @@ class LinearGaussian(nn.Module):
             raise ValueError(f"expected data of real numbers, got {x.dtype}; convert them with .float() or .double()")
         if num_bad := int((~x.isfinite()).sum()):
             raise ValueError(
-                f"data hold {num_bad} values that are nan or inf, of which no covariance is known; drop or impute them, "
-                "or train the model with pvae.fit on (x, observed) = pvae.data.missing(x)"
+                f"data hold {num_bad} values that are nan or inf, of which no covariance is known; drop or impute "
+                "them, or train the model with pvae.fit on (x, observed) = pvae.data.missing(x)"
             )
         model = cls(x.shape[1], latent_dim).to(x)
         values, vectors = torch.linalg.eigh(x.T.cov(correction=0))

@@ -329,9 +329,10 @@ def test_a_cuda_graph_on_a_cpu_is_refused_with_the_mode_to_use():
         pvae.fit(pair.model, pair.guide, pair.batch, steps=2, step_mode="graph", progress=False)
 
 
-def test_auto_names_the_mode_that_ran():
+@pytest.mark.parametrize(("steps", "mode"), [(3, "eager"), (1000, "traced")])
+def test_auto_names_the_mode_that_ran(steps, mode):
     pair = own_pairs.plain()
-    assert pvae.fit(pair.model, pair.guide, pair.batch, steps=3, progress=False).step_mode == "traced"
+    assert pvae.fit(pair.model, pair.guide, pair.batch, steps=steps, progress=False).step_mode == mode
 
 
 # --- a last batch that is too small
@@ -419,7 +420,7 @@ def test_a_model_for_batches_of_one_size_is_refused_before_training():
             pyro.sample("x", dist.Normal(pair.decoder(z), 1.0).to_event(1), obs=x)
 
     before = weights_of(pair)
-    with pytest.raises(ValueError, match="cannot train on the last batch, of 3: the pair .* choose a batch_size"):
+    with pytest.raises(ValueError, match=r"cannot train on the last batch, of 3: the pair .* choose a batch_size"):
         pvae.fit(model, pair.guide, torch.randn(23, 4), batch_size=10, epochs=1, progress=False)
     assert torch.equal(weights_of(pair), before)
 
@@ -430,18 +431,18 @@ def test_a_validation_split_that_leaves_one_datum_is_joined_too():
     options = {"objective": pvae.objectives.InfoVAE(), "batch_size": 10, "epochs": 2, "progress": False}
     result = pvae.fit(pair.model, pair.guide, data, **options)
     assert math.isfinite(result.history[-1]["valid_bound"])
-    with pytest.raises(ValueError, match="cannot validate on the last batch, of 1: .* choose a batch_size"):
+    with pytest.raises(ValueError, match=r"cannot validate on the last batch, of 1: .* choose a batch_size"):
         pvae.fit(pair.model, pair.guide, DataSet("floats", train=data.train, valid=torch.randn(1, 4)), **options)
 
 
 def test_a_loader_whose_last_batch_fails_says_so_in_one_line_and_keeps_the_weights():
     pair, reference, x = Normalised(), Normalised(), torch.randn(21, 4)
-    with pytest.raises(ValueError, match=r"step 3: the pair cannot run on a batch of shape \(1, 4\).*drop_last") as error:
+    with pytest.raises(
+        ValueError, match=r"step 3: the pair cannot run on a batch of shape \(1, 4\).*drop_last"
+    ) as error:
         pvae.fit(pair.model, pair.guide, DataLoader(x, batch_size=10), epochs=2, progress=False)
     assert "\n" not in str(error.value)
     assert "Trace Shapes" not in str(error.value)
     assert "the weights of step 2 are kept" in str(error.value)
-    pvae.fit(
-        reference.model, reference.guide, DataLoader(x, batch_size=10, drop_last=True), epochs=1, progress=False
-    )
+    pvae.fit(reference.model, reference.guide, DataLoader(x, batch_size=10, drop_last=True), epochs=1, progress=False)
     assert torch.equal(weights_of(pair), weights_of(reference))

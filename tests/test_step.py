@@ -102,7 +102,7 @@ def test_training_is_the_same_in_every_mode(name, option, step_mode):
 
 def test_random_steps_draw_afresh():
     pair = own_pairs.plain()
-    result = pvae.fit(pair.model, pair.guide, pair.batch, steps=20, batch_size=12, lr=1e-12, progress=False)
+    result = pvae.fit(pair.model, pair.guide, pair.batch, steps=20, batch_size=12, lr=1e-12, step_mode="traced")
     assert result.step_mode == "traced"
     # The weights stand still, so without fresh draws of z all losses would be equal.
     assert len(result.losses.unique()) == 20
@@ -149,7 +149,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_so_once(oddity, caplog):
     pairs = [Odd(factor) for _ in range(2)]
     first = train(pairs[0], data, "eager")
     with caplog.at_level(logging.INFO, logger="pvae"):
-        second = train(pairs[1], data, "auto")
+        second = train(pairs[1], data, "traced")
     assert second.step_mode == "eager"
     torch.testing.assert_close(second.losses, first.losses, rtol=0, atol=0)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
@@ -163,7 +163,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_so_once(oddity, caplog):
 def test_a_private_numpy_generator_is_noticed(caplog):
     """Its state cannot be seen, but the graph's loss is not the pair's."""
     draws = np.random.default_rng(0)
-    result = train(Odd(lambda x: 1 + float(draws.random())), pictures(NUM_DATA), "auto")
+    result = train(Odd(lambda x: 1 + float(draws.random())), pictures(NUM_DATA), "traced")
     assert result.step_mode == "eager"
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
     assert line.startswith("training steps run eagerly, the pair cannot be traced: its graph gives ")
@@ -248,7 +248,7 @@ def test_settings_that_change_reach_the_traced_step(what):
 
 def test_settings_that_keep_changing_are_left_to_eager_steps(caplog):
     values = [1 + 0.1 * epoch for epoch in range(12)]
-    eager, traced = (train_while_changing(CHANGES["an attribute"], mode, values) for mode in ("eager", "auto"))
+    eager, traced = (train_while_changing(CHANGES["an attribute"], mode, values) for mode in ("eager", "traced"))
     assert traced.step_mode == "eager"
     torch.testing.assert_close(traced.losses, eager.losses, rtol=1e-5, atol=0)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
@@ -271,7 +271,7 @@ def test_a_pair_that_changes_its_own_settings_is_left_to_eager_steps(caplog):
 
         return Pair(model, pair.guide, pictures(12))
 
-    result = train(counting(), pictures(12), "auto")
+    result = train(counting(), pictures(12), "traced")
     assert result.step_mode == "eager"
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("pvae")]
     assert line == (

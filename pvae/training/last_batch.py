@@ -1,4 +1,4 @@
-"""A last batch on which nothing can be trained, such as one of a single datum under BatchNorm."""
+"""Batches on which a pair cannot be trained, above all a last one of a single datum under BatchNorm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyro
 import pyro.infer
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from pvae.contexts import FAILURES, evaluation, failure, seeded, uncompiled
 from pvae.data.batches import Batches
 from pvae.graphs.trace import unchanged_buffers
 from pvae.params import Parameters
-from pvae.training.step import eager_step, summed_bound
+from pvae.training.step import Gradients, Step, eager_step, summed_bound
 
-__all__ = ["refuse_step", "settle_last_batches"]
+__all__ = ["attempt", "settle_last_batches"]
 
 Batch = tuple[Tensor, ...]
 
@@ -76,8 +77,8 @@ def _settle(source: Batches, run: Callable[[Batch], float], verb: str) -> None:
     of_both = reason if len(source) == 1 else _failure(run, together)
     if reason and of_both:
         raise ValueError(
-            f"cannot {verb} on the last batch, of {remainder}: the pair {reason}; choose a batch_size that leaves no "
-            "such remainder, or give more data"
+            f"cannot {verb} on the last batch, of {remainder}: the pair {reason}; choose a batch_size that leaves "
+            "no such remainder, or give more data"
         )
     # What is not finite on both is not for want of data, and the loop says more of it.
     if reason or of_both is None:
@@ -92,24 +93,47 @@ def _failure(run: Callable[[Batch], float], batch: Batch) -> str | None:
         return failure(error, batch)
 
 
-def refuse_step(error: Exception, number: int, batch: Batch, worked: int | None, streams: bool) -> ValueError:
-    """What to raise for an error in a training step: one line with the step, the batch's shapes, and advice.
+def attempt(
+    step: Step, batch: Batch, kl_weight: Tensor | float, number: int, worked: int | None, streams: bool
+) -> tuple[Tensor, Gradients]:
+    """What a training step gives, or one line with the step, the shapes of the batch, and advice.
 
     Args:
-        error: what the step raised.
-        number: which step it was, from 1.
-        batch: the batch of that step.
+        step: the step.
+        batch: its batch.
+        kl_weight: its weight of the KL.
+        number: which step it is, from 1.
         worked: how many data the step before held; None at the first.
         streams: whether the batches come from a `DataLoader`.
+
+    Raises: ValueError if the step fails, other than for a value that is not finite.
     """
-    if isinstance(error, ValueError) and "\n" not in str(error) and worked in (None, len(batch[0])):
-        return error
-    advice = ""
-    if worked not in (None, len(batch[0])) or len(batch[0]) == 1:
+    try:
+        return step(batch, kl_weight)
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        if (nonfinite := _nonfinite(step, batch, kl_weight)) is not None:
+            return nonfinite
+        is_of_a_size = worked not in (None, len(batch[0])) or len(batch[0]) == 1
+        if isinstance(error, ValueError) and "\n" not in str(error) and not is_of_a_size:
+            raise
         advice = (
             "; give the DataLoader drop_last=True, or a batch_size that leaves no small last batch"
             if streams
             else "; choose another batch_size, or give more data"
         )
-    kept = f"; the weights of step {number - 1} are kept" if number > 1 else ""
-    return ValueError(f"step {number}: the pair {failure(error, batch)}{advice}{kept}")
+        kept = f"; the weights of step {number - 1} are kept" if number > 1 else ""
+        raise ValueError(
+            f"step {number}: the pair {failure(error, batch)}{advice if is_of_a_size else ''}{kept}"
+        ) from error
+
+
+def _nonfinite(step: Step, batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Gradients] | None:
+    """What a step that was refused gives without Pyro's validation, which tells of a nan in a page of numbers."""
+    try:
+        with pyro.validation_enabled(False):
+            pulse, gradients = step(batch, kl_weight)
+    except FAILURES:
+        return None
+    return None if pulse.isfinite()[0] else (pulse, gradients)

@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pvae.aggregate import information
-from pvae.contexts import FAILURES, evaluation, seeded
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
-from pvae.training.last_batch import refuse_step
+from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine
@@ -214,17 +214,7 @@ class Loop:
     def _run(
         self, step: Step, batch: tuple[Tensor, ...], weight: Tensor | float
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        try:
-            found = step(batch, weight)
-        except torch.OutOfMemoryError:
-            raise
-        except FAILURES as error:
-            if (nonfinite := _nonfinite(step, batch, weight)) is not None:
-                return nonfinite
-            refusal = refuse_step(error, self.step_count + 1, batch, self._length, self._streams)
-            if refusal is error:
-                raise
-            raise refusal from error
+        found = attempt(step, batch, weight, self.step_count + 1, self._length, self._streams)
         self._length = len(batch[0])
         return found
 
@@ -284,18 +274,6 @@ class Loop:
 
     def _averaged(self) -> Any:
         return self.average.applied() if self.average is not None else nullcontext()
-
-
-def _nonfinite(
-    step: Step, batch: tuple[Tensor, ...], weight: Tensor | float
-) -> tuple[Tensor, Sequence[Tensor | None]] | None:
-    """What a step that was refused gives without Pyro's validation, which tells of a nan in a page of numbers."""
-    try:
-        with pyro.validation_enabled(False):
-            pulse, gradients = step(batch, weight)
-    except FAILURES:
-        return None
-    return None if pulse.isfinite()[0] else (pulse, gradients)
 
 
 def _note(record: Mapping[str, Any]) -> str:
