@@ -115,7 +115,9 @@ class Parameters:
         for leaf in self.leaves.values():
             leaf.data = leaf.data.to(device)
         for full_name, (module, name) in {full: places[id(buffer)] for full, buffer in self.buffers.items()}.items():
-            self.buffers[full_name] = dict(module._buffers.items())[name]
+            buffer = dict(module._buffers.items())[name]
+            assert buffer is not None
+            self.buffers[full_name] = buffer
 
 
 def plain_name(name: str) -> str:

@@ -384,17 +384,13 @@ def test_what_draws_nothing_has_no_monte_carlo_error(estimator, coin):
 
 
 def test_one_round_is_enough_where_nothing_is_drawn():
-    found = pvae.log_marginal(
-        Known(True), no_sites, torch.zeros(3, 2, dtype=DOUBLE), ImportanceSampling(1), target_se=1
-    )
+    x = torch.zeros(3, 2, dtype=DOUBLE)
+    found = pvae.log_marginal(Known(True), no_sites, x, ImportanceSampling(1), target_se=1)
     assert found.samples.tolist() == [1] * 3
 
 
 def test_one_draw_has_an_unknown_error():
     model = Clusters()
-    guide = MeanField(model, torch.zeros(2, 4, dtype=DOUBLE)).double()
-    assert (
-        pvae.log_marginal(model, guide, torch.zeros(3, 4, dtype=DOUBLE), ImportanceSampling(1))
-        .mc_standard_errors.isnan()
-        .all()
-    )
+    x = torch.zeros(3, 4, dtype=DOUBLE)
+    guide = MeanField(model, x).double()
+    assert pvae.log_marginal(model, guide, x, ImportanceSampling(1)).mc_standard_errors.isnan().all()

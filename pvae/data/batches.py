@@ -56,8 +56,10 @@ class Batches:
 
     @property
     def remainder(self) -> int:
-        """How many data the last batch holds, if that is fewer than the others; 0 where not, or a `DataLoader` says."""
-        return 0 if self._loader is not None or self._joins_last else len(self._parts[0]) % self._size
+        """How many data the last batch holds, if that is fewer than the others, or 1; else 0, as for a `DataLoader`."""
+        if self._loader is not None or self._joins_last:
+            return 0
+        return 1 if self._size == 1 else len(self._parts[0]) % self._size
 
     def join_last(self) -> None:
         """From now on make one batch of the remainder and the batch before it, so that no batch is small."""

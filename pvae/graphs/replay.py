@@ -53,7 +53,7 @@ class _Graph:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Tally:
     """Calls of one shape that has no graph: how many there were, and how long the last one took."""
 
@@ -149,12 +149,12 @@ class Replay:
         if len(self._tallies) > _MOST_TALLIES:
             self._tallies.clear()
             self._eager_calls.clear()
-        tally = self._tallies.setdefault(key, _Tally())
+        tally = self._tallies.get(key, _Tally())
         started = time.perf_counter()
         # What the user compiled is not to be compiled for this shape, if a graph will take its place.
         with nullcontext() if tally.calls else uncompiled():
             outputs = self.function(*inputs)
-        tally.calls, tally.seconds = tally.calls + 1, time.perf_counter() - started
+        self._tallies[key] = _Tally(tally.calls + 1, time.perf_counter() - started)
         self._eager_calls[self._settings] += 1
         return outputs
 

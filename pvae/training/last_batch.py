@@ -74,7 +74,7 @@ def _settle(source: Batches, run: Callable[[Batch], float], verb: str) -> None:
     if reason is None:
         return
     together = tuple(torch.cat(parts) for parts in zip(example, last, strict=True))
-    of_both = reason if len(source) == 1 else _failure(run, together)
+    of_both = reason if remainder == len(example[0]) else _failure(run, together)
     if reason and of_both:
         raise ValueError(
             f"cannot {verb} on the last batch, of {remainder}: the pair {reason}; choose a batch_size that leaves "
