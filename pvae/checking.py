@@ -34,6 +34,7 @@ from pvae.sites import (
     subsampled_plate,
 )
 from pvae.store import private_store
+from pvae.strays import stray_leaves
 
 __all__ = ["Finding", "check", "require", "require_support"]
 
@@ -58,7 +59,8 @@ def check(
 
     Finds missing and extra guide sites, shapes that differ between model and guide, latents outside the data
     plate, forgotten `to_event`, data outside the likelihood's support, sites without a pathwise gradient under
-    an objective that needs one, nets that no `pyro.module` registers, and batch statistics in training mode.
+    an objective that needs one, nets and tensors to be trained that no `pyro.module` or `pyro.param` states, and batch
+    statistics in training mode.
     Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
     arguments = as_batch(batch)
@@ -276,13 +278,28 @@ def _support(name: str, site: Site) -> list[Finding]:
     return [Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]", fix)]
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    scripted = str(getattr(module, "original_name", ""))
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or scripted.startswith("BatchNorm")
+
+
 def _nets(model: Any, guide: Any, batch: Batch) -> list[Finding]:
     findings = []
     parameters = find_parameters(model, guide, batch)
     for net in parameters.unregistered:
         fix = "call pyro.module('name', net) where it is used, or freeze it with requires_grad_(False)"
         findings.append(Finding(f"net {net}", "is used but registered by no pyro.module, so it is not trained", fix))
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in parameters.modules):
+    for name, leaf in stray_leaves(model, guide, batch, parameters):
+        findings.append(
+            Finding(
+                "a tensor" if name is None else f"tensor '{name}'",
+                f"of shape {tuple(leaf.shape)} asks for a gradient, but no pyro.param or pyro.module states it, so it "
+                "is not trained",
+                "state it by pyro.param, hold it in a module given to pyro.module, or freeze it with "
+                "requires_grad_(False)",
+            )
+        )
+    if any(_is_batch_norm(module) and module.training for module in parameters.modules):
         findings.append(
             Finding(
                 "BatchNorm",

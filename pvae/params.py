@@ -76,7 +76,10 @@ class Parameters:
         return store[name] if name in store else self.leaves[name]
 
     def state(self) -> dict[str, Tensor]:
-        """Leaves, frozen parameters and buffers by name, detached, sharing storage: what a checkpoint holds."""
+        """Leaves, frozen parameters and buffers by name, detached, sharing storage: what a checkpoint holds.
+
+        Nets have the same names whether or not `torch.compile` wraps them.
+        """
         return {name: tensor.detach() for name, tensor in self._tensors().items()}
 
     @torch.no_grad()
@@ -114,10 +117,17 @@ class Parameters:
         for leaf in (*self.leaves.values(), *self.frozen.values()):
             leaf.data = leaf.data.to(device)
         for full_name, (module, name) in {full: places[id(buffer)] for full, buffer in self.buffers.items()}.items():
-            self.buffers[full_name] = module.get_buffer(name)
+            buffer = dict(module._buffers.items())[name]
+            assert buffer is not None
+            self.buffers[full_name] = buffer
 
     def _tensors(self) -> dict[str, Tensor]:
-        return self.leaves | self.frozen | self.buffers
+        return {plain_name(name): tensor for name, tensor in (self.leaves | self.frozen | self.buffers).items()}
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor as it would be if no `torch.compile` wrapped its net."""
+    return name.replace("_orig_mod.", "")
 
 
 def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
@@ -137,8 +147,10 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     stated = own | model_leaves
     known |= {id(leaf) for leaf in own.values()}
     owners = [owner_of(function) for function in (guide, model) if isinstance(owner_of(function), nn.Module)]
-    # A method of a module may use its parts without calling them: by their forward, or by their training flag.
-    everything = list(dict.fromkeys([*modules, *(part for owner in owners for part in owner.modules())]))
+    # A module may use its parts without calling them: by their forward, or by their training flag.
+    everything = list(
+        dict.fromkeys([*modules, *(part for whole in (*owners, *modules) for part in whole.modules())])
+    )
     return Parameters(
         leaves={name: leaf for name, leaf in stated.items() if leaf.requires_grad},
         buffers=_named(everything, nn.Module.named_buffers, stated),
@@ -147,7 +159,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
         functions=(model,) if guide is None else (model, guide),
         guide_only=frozenset(name for name, leaf in own.items() if leaf.requires_grad),
         unregistered=tuple(
-            type(module).__name__
+            str(getattr(module, "original_name", type(module).__name__))
             for module in dict.fromkeys([*modules, *owners])
             if any(p.requires_grad and id(p) not in known for p in module.parameters(recurse=False))
         ),
@@ -275,7 +287,7 @@ def _named(modules: list[nn.Module], members: Callable[..., Any], known: dict[st
     """
     owner = {id(leaf): name for name, leaf in known.items()}
     found: dict[str, Tensor] = {}
-    for index, module in enumerate(modules):
+    for index, module in enumerate(module for module in modules if "_orig_mod" not in module._modules):
         prefix = f"module{index}."
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in owner:

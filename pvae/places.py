@@ -51,6 +51,11 @@ class Layout:
         """The names of the plates over the data."""
         return frozenset(name for name in (self.model_plate, self.guide_plate) if name is not None)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a run draws any latent, or the pair has none but those that are summed out."""
+        return bool(self.places.keys() - (self.summed.tables.keys() if self.summed is not None else set()))
+
     def states_besides(self, names: Collection[str]) -> States | None:
         """The joint states to sum over where the values of some sites are given; None if there are none."""
         rest = None if self.summed is None else self.summed.besides(names)

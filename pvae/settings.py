@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pvae.owners import contents, wrapped
 
-__all__ = ["settings_of"]
+__all__ = ["named_reach", "settings_of"]
 
 _MOST_ITEMS = 100  # longer ones are data, and this is read at every step
 _MODULE_MACHINERY = vars(nn.Module()).keys() - {"training", "_buffers"}
@@ -32,13 +32,24 @@ def settings_of(functions: Iterable[Callable[..., Any]], modules: Sequence[nn.Mo
 
 def _reach(function: Callable[..., Any]) -> list[Any]:
     """What a function can read: itself, its object and that one's attributes, its closure, and globals it names."""
+    return [value for _, value in named_reach(function)]
+
+
+def named_reach(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """As `reach`, each beside the name that the function has for it."""
     owner = getattr(function, "__self__", None)
     attributes = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
     inner = getattr(function, "forward", function)
-    cells = getattr(inner, "__closure__", None) or ()
-    names = getattr(getattr(inner, "__code__", None), "co_names", ())
+    code = getattr(inner, "__code__", None)
+    cells = zip(getattr(code, "co_freevars", ()), getattr(inner, "__closure__", None) or (), strict=False)
     space = getattr(inner, "__globals__", {})
-    return [function, owner, *attributes.values(), *map(contents, cells), *(space.get(name) for name in names)]
+    return [
+        (getattr(function, "__name__", type(function).__name__), function),
+        ("self", owner),
+        *((f"self.{name}", value) for name, value in attributes.items()),
+        *((name, contents(cell)) for name, cell in cells),
+        *((name, space.get(name)) for name in getattr(code, "co_names", ())),
+    ]
 
 
 def _setting(value: Any, depth: int = 2) -> Any:

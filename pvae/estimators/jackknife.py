@@ -84,7 +84,8 @@ class Jackknife:
             chunks(batch, take)
             plain = stream.estimate()
             values, errors = jackknife(torch.cat(rows), self.order)
-            return Estimate(values.cpu(), errors.cpu(), plain.ess, plain.khat)
+            found = Estimate(values.cpu(), errors.cpu(), plain.ess, plain.khat)
+            return chunks.conclude(found, self.num_samples)
 
         return estimate
 

@@ -22,10 +22,11 @@ from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.params import settle
+from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
 from pvae.training.checkpoint import write_run
+from pvae.training.last_batch import settle_last_batches
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
@@ -119,7 +120,9 @@ def fit(
         objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
         epochs: passes over the data; give this or `steps`.
         steps: training steps.
-        batch_size: data per step; a `DataLoader` keeps its own.
+        batch_size: data per step; a `DataLoader` keeps its own. The last batch of an epoch holds what is left; where
+            the pair fails on so few alone, as BatchNorm does on one datum, they join the batch before it in every
+            epoch. So they do in validation.
         lr: learning rate of the default optimizer.
         optimizer: from parameters to a torch optimizer; by default fused Adam with `lr`.
         schedule: "cosine" (to 0 at the end), or from an optimizer to a torch scheduler, stepped after every
@@ -134,9 +137,10 @@ def fit(
         train: "guide" trains the guide's own parameters against the model as it is, whose nets stay in evaluation mode:
             a better proposal for log p(x).
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
-            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
-            be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
-            random numbers and agree to rounding; "auto" goes by the clock, so name a mode to repeat a run bit by bit.
+            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces a shape
+            of batches, from its second step on, where the steps of that shape that can still be expected pay for it;
+            compiles by the same rule, and captures on a GPU. All draw the same random numbers and agree to rounding;
+            "auto" goes by the clock, so name a mode to repeat a run bit by bit.
         device: where to train; by default where the pair is.
         seed: of the order of data, binarisation, and all draws.
         out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
@@ -145,7 +149,8 @@ def fit(
 
     Raises:
         ValueError: for arguments out of range, data that are empty or not finite, and a pair that breaks the
-            contract (`pvae.check` lists all findings).
+            contract (`pvae.check` lists all findings); for a batch that a step cannot run on, with the step, the
+            shapes, and what to change. The pair keeps the weights it had before that step.
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
@@ -169,7 +174,6 @@ def fit(
     valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
     if early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
-    total = steps if steps is not None else (epochs or 0) * len(source)
     folder = _new_run(out)
 
     with private_store(model, guide, keep=True), Progress(progress) as bar:
@@ -188,7 +192,11 @@ def fit(
         trained = parameters
         for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
             trained = trained.joined_by(name, module.to(parameters.device))
+        frozen = frozen_modules(trained) if train == "guide" else ()
+        settle_last_batches(model, guide, objective, trained, frozen, source, valid)
+        total = steps if steps is not None else (epochs or 0) * len(source)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
+        loop.require_information(source.example())
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
