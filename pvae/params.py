@@ -148,9 +148,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     known |= {id(leaf) for leaf in own.values()}
     owners = [owner_of(function) for function in (guide, model) if isinstance(owner_of(function), nn.Module)]
     # A module may use its parts without calling them: by their forward, or by their training flag.
-    everything = list(
-        dict.fromkeys([*modules, *(part for whole in (*owners, *modules) for part in whole.modules())])
-    )
+    everything = list(dict.fromkeys([*modules, *(part for whole in (*owners, *modules) for part in whole.modules())]))
     return Parameters(
         leaves={name: leaf for name, leaf in stated.items() if leaf.requires_grad},
         buffers=_named(everything, nn.Module.named_buffers, stated),

@@ -3,13 +3,17 @@
 import os
 from pathlib import Path
 
+# The nets of the tests are small: a second thread gains nothing, and waits long for a busy core. Torch reads these when
+# it is loaded, and the processes that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pyro
 import pytest
 import torch
 
 from pvae import store
 
-# The nets of the tests are small: a second thread gains nothing, and waits long for a busy core.
 torch.set_num_threads(1)
 
 

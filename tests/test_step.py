@@ -73,9 +73,11 @@ OPTIONS["all at once"] = {**OPTIONS["nearly all at once"], "inference_steps": 2}
 CASES = [
     *(("closures", option, "traced") for option in OPTIONS),
     *(("convolutional", option, "traced") for option in ("sampled ELBO", "analytic ELBO", "nearly all at once")),
-    ("closures", "all at once", "compiled"),
-    ("convolutional", "nearly all at once", "compiled"),
+    ("convolutional", "one shape", "compiled"),
+    pytest.param("closures", "all at once", "compiled", marks=pytest.mark.slow),
+    pytest.param("convolutional", "nearly all at once", "compiled", marks=pytest.mark.slow),
 ]
+OPTIONS["one shape"] = {**OPTIONS["nearly all at once"], "batch_size": NUM_DATA}
 
 
 @pytest.mark.parametrize(("name", "option", "step_mode"), CASES)
