@@ -32,6 +32,8 @@ def failure(error: Exception, batch: Batch) -> str:
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"
+    if "same device" in reason:
+        fix = "; make tensors where the batch is (x.new_zeros), and hold those that are kept in a module, as buffers"
     if "positional argument" in reason:
         fix = "; give a tuple with as many tensors as the function takes"
     return f"cannot run on a batch of shape {shapes}: {reason}{fix}"

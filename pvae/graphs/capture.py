@@ -29,7 +29,8 @@ class Captured:
                 call(*fixed, *self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
+        # Other threads may go on calling CUDA: those that fill pinned memory for a loader do.
+        with torch.no_grad(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = call(*fixed, *self.inputs)
         self.num_fixed = len(fixed)
 
