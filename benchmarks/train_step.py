@@ -222,7 +222,10 @@ def _captured(plain: PlainVAE, task: Task, compiled: bool = False) -> Step:
     with torch.cuda.graph(graph):
         whole_step()
 
-    def step(x: Tensor) -> None:
+    # The kernels read the weights and Adam's moments, which must live as long as the graph.
+    kept = plain, optimizer, loss
+
+    def step(x: Tensor, kept: object = kept) -> None:
         place.copy_(x)
         graph.replay()
 
