@@ -50,6 +50,8 @@ def failure(error: Exception, batch: Batch) -> str:
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"
+    if "same device" in reason:
+        fix = "; make tensors where the batch is (x.new_zeros), and hold those that are kept in a module, as buffers"
     if "positional argument" in reason:
         fix = "; give a tuple with as many tensors as the function takes"
     return f"cannot run on a batch of shape {shapes}: {reason}{fix}"
@@ -127,7 +129,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

@@ -47,8 +47,15 @@ def trace(function: Function, parameters: Parameters, inputs: Sequence[Tensor]) 
         if settings_of(functions, modules) != settings:
             raise Untraceable("it changes its own attributes when it runs, which a graph would not")
     try:
-        # Another seed than that of the comparison, so that nothing random passes for a constant.
-        with unchanged_buffers(parameters), seeded(1, device), pyro.validation_enabled(False), uncompiled():
+        # Another seed than that of the comparison, so that nothing random passes for a constant; and one thread, where
+        # a GPU's backward passes have their own.
+        with (
+            unchanged_buffers(parameters),
+            seeded(1, device),
+            pyro.validation_enabled(False),
+            uncompiled(),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             graph = flatten(make_fx(function)(*inputs), leaves)
         with unchanged_buffers(parameters), seeded(0, device), torch.no_grad():
             found = graph(*leaves, *inputs)[0]
