@@ -15,15 +15,25 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.supports import Image, Unreachable, ends, entry, onto, support_of
+from pvae.supports import (
+    Image,
+    Unreachable,
+    bounds_of,
+    ends,
+    entry,
+    is_carried,
+    onto,
+    support_of,
+    unwrapped,
+)
 
-__all__ = ["Guard", "can_leave", "inside", "is_within", "log_prob_of"]
+__all__ = ["Guard", "inside", "log_prob_of", "may_leave"]
 
 Site = Any
 
 
 class Guard(Messenger):
-    """Note where values of some sites lie outside their support; `None` guards every site.
+    """Note where values of some sites lie outside their support; `None` guards every latent site.
 
     A latent value from there is replaced by one inside before the model goes on with it, for a parameter of another
     distribution that is computed from it may be none; an observed value, and one that was given to a guide, stays, and
@@ -39,10 +49,11 @@ class Guard(Messenger):
         self.names, self.replaces = names, replaces
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample) or not (self.names is None or msg["name"] in self.names):
+        is_named = not msg["is_observed"] if self.names is None else msg["name"] in self.names
+        if not is_named or isinstance(msg["fn"], _Subsample):
             return
         support = support_of(msg["fn"], around=msg["is_observed"])
-        if not can_leave(support):
+        if not _can_leave(support):
             return
         is_inside = inside(support, msg["value"])
         if is_inside is None:
@@ -60,25 +71,54 @@ def log_prob_of(site: Site) -> Tensor:
     return torch.where(site["outside"], -math.inf, site["fn"].log_prob(site["scored"]))
 
 
-def can_leave(support: constraints.Constraint) -> bool:
+def _can_leave(support: constraints.Constraint) -> bool:
     """Whether there is any value outside."""
     inner = entry(support)
     return inner is not constraints.real and inner is not constraints.real_vector and not isinstance(inner, Unreachable)
 
 
-def is_within(inner: constraints.Constraint, outer: constraints.Constraint) -> bool:
-    """Whether every value of one support lies in the other, in any run, as far as the two tell.
+def may_leave(site: Site, guide_site: Site | None) -> bool:
+    """Whether a site of a model has to be guarded, as far as one run tells: its value may lie outside its support.
+
+    An observed value may where the bounds are tensors, for these may follow latents; a latent where the guide's
+    distribution reaches further. What the model draws itself lies inside.
+    """
+    support = support_of(site["fn"], around=site["is_observed"])
+    if not _can_leave(support):
+        return False
+    if site["is_observed"]:
+        return any(isinstance(bound, Tensor) for bound in bounds_of(support))
+    return guide_site is not None and not _reaches_only(guide_site["fn"], support)
+
+
+def _reaches_only(distribution: Any, support: constraints.Constraint) -> bool:
+    """Whether every draw lies in the support, in any run.
 
     Bounds that are tensors may move, so only two that hold the same values are taken to move together.
     """
-    if not can_leave(outer):
-        return True
-    own, whole = ends(inner), ends(outer)
-    if own is None or whole is None:
-        return type(entry(inner)) is type(entry(outer)) and not isinstance(entry(outer), Image)
-    if inner.is_discrete != outer.is_discrete:
+    own, drawn = support_of(distribution), _range_of(distribution)
+    whole = ends(support)
+    if whole is None or drawn is None:
+        return type(entry(own)) is type(entry(support)) and not isinstance(entry(support), Image)
+    if own.is_discrete != support.is_discrete:
         return False
-    return _no_less(own[0], whole[0]) and _no_less(whole[1], own[1])
+    return _no_less(drawn[0], whole[0]) and _no_less(whole[1], drawn[1])
+
+
+def _range_of(distribution: Any) -> tuple[Any, Any] | None:
+    """The ends of an entry of a draw; those of a carried distribution are where its transforms take its base's."""
+    distribution = unwrapped(distribution)
+    transforms = getattr(distribution, "transforms", [])
+    if not is_carried(distribution) or any(each.domain.event_dim or not each.bijective for each in transforms):
+        return ends(support_of(distribution))
+    between = _range_of(distribution.base_dist)
+    if between is None:
+        return None
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in between)
+    for each in transforms:
+        low, high = each(low), each(high)
+    low, high = torch.minimum(low, high), torch.maximum(low, high)
+    return (low.item(), high.item()) if low.numel() == 1 else (low, high)
 
 
 def _no_less(bound: Any, other: Any) -> bool:

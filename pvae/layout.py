@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from pvae.contexts import called_modules, seeded
+from pvae.guards import may_leave
 from pvae.pair_run import PairRun
 from pvae.places import Layout, place_of
 from pvae.runs import Stochastic, run_pair, trace_pair
@@ -39,6 +40,8 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
             },
         )
         guide_sites, model_sites = map(random_sites, traces)
+        guarded = frozenset(name for name, site in model_sites.items() if may_leave(site, guide_sites.get(name)))
+        layout = replace(layout, guarded=guarded)
         summed = {name: site for name, site in model_sites.items() if name not in guide_sites}
         layout = replace(layout, summed=_states(summed, layout), branching=_states(guide_sites, layout))
         if num_samples == 1 and layout.summed is None and layout.branching is None:
@@ -64,10 +67,9 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layou
     if any(site["value"].dim() - layout.nesting - site["fn"].event_dim < 1 for site in _latent(wide).values()):
         return False
     try:
-        auxiliary = {name: site for name, site in wide.guide.items() if name not in wide.model}
-        given = wide.latents | {
-            name: layout.collect(name, site["value"], num_samples) for name, site in auxiliary.items()
-        }
+        # What the guide drew, not what a guard made of it for the model.
+        drawn = {name: site for name, site in wide.guide.items() if name in layout.places}
+        given = wide.latents | {name: layout.collect(name, site["value"], num_samples) for name, site in drawn.items()}
         in_copies = replace(layout, vectorizes=False)
         copied = run_pair(model, guide, batch, num_samples, in_copies, given=given).log_weights()
     except Exception:  # then the copies are no way out

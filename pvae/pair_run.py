@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.guards import log_prob_of
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
 from pvae.sites import Batch, Plate, Site
@@ -266,7 +267,7 @@ def _same(mask: Any, other: Any) -> bool:
 def _log_prob(site: Site, shared_mask: Any = None, masked: float = 0.0) -> Tensor:
     """The log density of a site, `masked` where its own mask leaves it out."""
     try:
-        log_prob = site["fn"].log_prob(site["value"])
+        log_prob = log_prob_of(site)
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
             f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "

@@ -35,6 +35,7 @@ class Layout:
     `places` says for each latent site where its dims are. `summed` holds the states of the model's latents that are
     summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the
     guide's own latents with that annotation, which an objective may run at every state instead of drawing them.
+    `guarded` names the model's sites whose value may lie outside their support (see `pvae.guards`).
     """
 
     nesting: int
@@ -43,6 +44,7 @@ class Layout:
     places: Mapping[str, Place] = field(default_factory=dict)
     summed: States | None = None
     branching: States | None = None
+    guarded: frozenset[str] = frozenset()
 
     def states_besides(self, names: Collection[str]) -> States | None:
         """The joint states to sum over where the values of some sites are given; None if there are none."""

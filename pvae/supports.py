@@ -24,10 +24,12 @@ __all__ = [
     "entry",
     "family_of",
     "free_shape",
+    "is_carried",
     "onto",
     "same",
     "shared",
     "support_of",
+    "unwrapped",
 ]
 
 _WRAPPERS = (dist.Independent, torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
@@ -76,9 +78,19 @@ class Unreachable(constraints.Constraint):
 
 def family_of(distribution: Any) -> str:
     """The name of the distribution inside `to_event`, masks and expansions."""
+    return type(unwrapped(distribution)).__name__
+
+
+def unwrapped(distribution: Any) -> Any:
+    """The distribution inside `to_event`, masks and expansions."""
     while isinstance(distribution, _WRAPPERS):
         distribution = distribution.base_dist
-    return type(distribution).__name__
+    return distribution
+
+
+def is_carried(distribution: Any) -> bool:
+    """Whether transforms made it and its support, which says no more than where the last of them could lead."""
+    return isinstance(distribution, _TRANSFORMED) and type(distribution).support is _TRANSFORMED.support
 
 
 def support_of(distribution: Any, *, around: bool = False) -> constraints.Constraint:
@@ -106,12 +118,12 @@ def support_of(distribution: Any, *, around: bool = False) -> constraints.Constr
         return constraints.independent(_TURN, event_dim) if event_dim else _TURN
     if isinstance(distribution, _WITH_POINTS) and not is_discrete:
         return Unreachable("of single points", event_dim)
-    if isinstance(distribution, _TRANSFORMED) and type(distribution).support is _TRANSFORMED.support:
+    if is_carried(distribution):
         inner = support_of(distribution.base_dist, around=around)
         transforms = distribution.transforms
         if transforms and not _fills(inner, transforms[0].domain):
             return Image(inner, transforms)
-    if isinstance(distribution, torch.distributions.GeneralizedPareto) and bool((distribution.concentration >= 0).all()):
+    if isinstance(distribution, torch.distributions.GeneralizedPareto) and (distribution.concentration >= 0).all():
         return constraints.greater_than_eq(distribution.loc)
     return declared
 

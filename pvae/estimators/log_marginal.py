@@ -169,7 +169,7 @@ def log_marginal(
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
-        require_support(model, source.example())
+        require_support(model, source.example(), guide)
         source.reseed(seed)
         with (
             seeded(seed, parameters.device),

@@ -12,6 +12,7 @@ from torch import Tensor
 from pvae.implicit import refusal_of
 from pvae.layout import read_layout
 from pvae.runs import run_pair
+from pvae.supports import family_of
 
 __all__ = ["describe_nonfinite"]
 
@@ -38,6 +39,11 @@ def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
         for name, site in sites.items():
             if not torch.isfinite(site["value"]).all():
                 return f"site '{name}' in the {place} has a value that is not finite"
+            if "outside" in site and site["outside"].any():
+                return (
+                    f"site '{name}' in the {place} has values outside the support of its {family_of(site['fn'])}, "
+                    "which weigh zero; draw it in the guide from a distribution on that support"
+                )
             if refusal_of(site) is not None:
                 continue
             log_prob = site["fn"].log_prob(site["value"])
