@@ -79,6 +79,8 @@ class LogMarginal:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over data: how much another sample of data would move it."""
+        if self.mean == -math.inf:
+            return math.inf
         return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
 
     @property

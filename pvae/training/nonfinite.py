@@ -40,10 +40,13 @@ def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
             if not torch.isfinite(site["value"]).all():
                 return f"site '{name}' in the {place} has a value that is not finite"
             if "outside" in site and site["outside"].any():
-                return (
-                    f"site '{name}' in the {place} has values outside the support of its {family_of(site['fn'])}, "
-                    "which weigh zero; draw it in the guide from a distribution on that support"
+                fix = (
+                    "train by IWAE, or with a guide that draws only where the data are possible"
+                    if site["is_observed"]
+                    else "draw it in the guide from a distribution on that support"
                 )
+                support = f"the support of its {family_of(site['fn'])} in the {place}"
+                return f"site '{name}' has values outside {support}, which weigh zero: {fix}"
             if refusal_of(site) is not None:
                 continue
             log_prob = site["fn"].log_prob(site["value"])
