@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 
 from pvae.contexts import called_modules, running, seeded
+from pvae.guards import Guard, may_leave
 from pvae.places import Layout, place_of
 from pvae.referee import approve
 from pvae.runs import Stochastic, trace_guide, trace_model
@@ -49,7 +50,7 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
     with torch.no_grad(), seeded(0, batch[0].device), called_modules():
         with running("pair", batch):
             guide_trace = trace_guide(guide, batch)
-            model_trace = trace_model(model, guide_trace, batch)
+            model_trace = trace_model(model, guide_trace, batch, Guard())
         num_data = len(batch[0])
         model_plate = data_plate(model_trace, num_data, lambda other: _model_trace(model, guide, other(batch)))
         guide_plate = None
@@ -69,11 +70,16 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
         },
     )
     summed = {name: site for name, site in model_sites.items() if name not in guide_sites}
-    return replace(layout, summed=_states(summed, layout), branching=_states(guide_sites, layout))
+    return replace(
+        layout,
+        summed=_states(summed, layout),
+        branching=_states(guide_sites, layout),
+        guarded=frozenset(name for name, site in model_sites.items() if may_leave(site, guide_sites.get(name))),
+    )
 
 
 def _model_trace(model: Stochastic, guide: Stochastic | None, batch: Batch) -> poutine.Trace:
-    return trace_model(model, trace_guide(guide, batch), batch)
+    return trace_model(model, trace_guide(guide, batch), batch, Guard())
 
 
 def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:

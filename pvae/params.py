@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.contexts import called_modules, running, seeded
+from pvae.guards import Guard
 from pvae.owners import within
 from pvae.store import owner_of, remembered
 
@@ -140,7 +141,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     with running("pair", batch), torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
         with poutine.trace() as guide_run:
             guide_leaves = _leaves_of(guide, batch) if guide is not None else {}
-        with poutine.replay(trace=guide_run.trace):
+        with Guard(), poutine.replay(trace=guide_run.trace):
             model_leaves = _leaves_of(model, batch)
     known = {id(leaf) for leaf in model_leaves.values()}
     own = {name: leaf for name, leaf in guide_leaves.items() if id(leaf) not in known}

@@ -35,7 +35,8 @@ class Layout:
     guide without sites, or one that was not looked at and has the model's); `places` says for each latent site where
     its dims are. `summed` holds the states of the model's latents that are summed out: those annotated with
     infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the guide's own latents with that
-    annotation, which an objective may run at every state instead of drawing them.
+    annotation, which an objective may run at every state instead of drawing them. `guarded` names the model's sites
+    whose value may lie outside their support (see `pvae.guards`).
     """
 
     nesting: int
@@ -45,6 +46,7 @@ class Layout:
     places: Mapping[str, Place] = field(default_factory=dict)
     summed: States | None = None
     branching: States | None = None
+    guarded: frozenset[str] = frozenset()
 
     @property
     def data_plates(self) -> frozenset[str]:

@@ -20,6 +20,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pvae.contexts import seeded
+from pvae.guards import Guard
 from pvae.implicit import refusal_of
 from pvae.pair_run import PairRun
 from pvae.places import Layout
@@ -103,10 +104,12 @@ class _Referee:
         """Compare with the verdict of Pyro's handlers, which know no rows and columns, and count `skipped` data 0."""
         with setting(self.layout, given), seeded(1, self.batch[0].device), pyro.validation_enabled(False):
             guide_trace = trace_guide(self.guide, self.batch)
-            model_trace = trace_model(self.model, guide_trace, self.batch)
+            model_trace = trace_model(self.model, guide_trace, self.batch, Guard(self.layout.guarded))
         for function, trace in (("model", model_trace), ("guide", guide_trace)):
             for name, site in random_sites(trace).items():
-                if (found := terms.get((function, name))) is None or refusal_of(site) is not None:
+                # What lies outside its support weighs zero, whatever Pyro makes of it.
+                leaves = "outside" in site and bool(site["outside"].any())
+                if (found := terms.get((function, name))) is None or refusal_of(site) is not None or leaves:
                     continue
                 site["scale"] = 1.0
                 total = (found if skipped is None else found[:, ~skipped]).sum()
@@ -169,12 +172,10 @@ class _Referee:
     def _draws(self, run: PairRun) -> Draws:
         """The draws of a run, auxiliary ones included, each (K, B, ...), with some for what it sums out."""
         layout = run.layout
-        drawn = {
-            name: layout.collect(name, site["value"], run.num_samples)
-            for name, site in run.guide.items()
-            if name not in run.model
+        # What the guide drew, not what a guard made of it for the model.
+        drawn = run.latents | {
+            name: layout.collect(name, site["value"], run.num_samples) for name, site in run.guide.items()
         }
-        drawn |= run.latents
         return drawn | self._summed(drawn, run.num_samples)
 
     def _summed(self, given: Draws, num_samples: int) -> dict[str, Tensor]:
@@ -184,7 +185,8 @@ class _Referee:
         for row in range(num_samples if summed else 0):
             own = {name: value[row : row + 1] for name, value in given.items()}
             with setting(self.layout, own), seeded(row, self.batch[0].device):
-                sites = random_sites(trace_model(self.model, trace_guide(self.guide, self.batch), self.batch))
+                guide_trace = trace_guide(self.guide, self.batch)
+                sites = random_sites(trace_model(self.model, guide_trace, self.batch, Guard(self.layout.guarded)))
             for name in summed:
                 rows[name].append(self.layout.collect(name, sites[name]["value"], 1))
         return {name: torch.cat(values) for name, values in rows.items()}
@@ -221,7 +223,7 @@ def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: La
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        trace_model(model, trace_guide(guide, batch), batch)
+        trace_model(model, trace_guide(guide, batch), batch, Guard())
     finally:
         handle.remove()
     widths |= {size for part in batch for size in part.shape[1:]}
@@ -231,7 +233,7 @@ def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: La
     trial = tuple(part[rows] for part in batch)
     try:
         guide_trace = trace_guide(guide, trial)
-        model_trace = trace_model(model, guide_trace, trial)
+        model_trace = trace_model(model, guide_trace, trial, Guard())
         for trace, name in ((guide_trace, layout.guide_plate), (model_trace, layout.model_plate)):
             if name is not None:
                 plate_named(random_sites(trace), name, num_data)

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pvae.guards import Guard
 from pvae.marginal import repeated
 from pvae.pair_run import PairRun
 from pvae.places import PARTICLES, Layout
@@ -54,11 +55,13 @@ def run_pair(
     if branches is not None:
         given = repeated(given, branches, num_samples, batch)
         num_samples *= branches.count
+    guarded = layout.guarded.union(given)
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
-        guide_trace = trace_guide(guide, rows, _Split(drawn) if split else None)
+        guide_trace = trace_guide(guide, rows, Guard(given, replaces=False), *([_Split(drawn)] if split else []))
         if guide is None or states is None:
-            model_trace = trace_model(model, _without_indices(guide_trace, rows, batch, layout), rows)
+            draws = _without_indices(guide_trace, rows, batch, layout)
+            model_trace = trace_model(model, draws, rows, Guard(guarded))
     model_rows = rows
     if states is not None:
         proposed = model_trace if guide is None else guide_trace
@@ -69,7 +72,8 @@ def run_pair(
         }
         values = repeated({**given, **latents}, states, num_samples, batch)
         with _particles(batch, num_samples * states.count, layout, values) as model_rows:
-            model_trace = trace_model(model, _without_indices(proposed, model_rows, batch, layout), model_rows)
+            draws = _without_indices(proposed, model_rows, batch, layout)
+            model_trace = trace_model(model, draws, model_rows, Guard(guarded))
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     missing, extra = unmatched_sites(guide_sites, model_sites, () if layout.summed is None else layout.summed.tables)
     if guide is not None and (missing or extra):
@@ -119,19 +123,22 @@ def trace_pair(
     model: Stochastic, guide: Stochastic | None, batch: Batch, around_guide: Messenger | None = None
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The trace of the guide, and that of the model on the guide's draws."""
-    guide_trace = trace_guide(guide, batch, around_guide)
-    return guide_trace, trace_model(model, guide_trace, batch)
+    guide_trace = trace_guide(guide, batch, *([] if around_guide is None else [around_guide]))
+    return guide_trace, trace_model(model, guide_trace, batch, Guard())
 
 
-def trace_guide(guide: Stochastic | None, batch: Batch, around: Messenger | None = None) -> poutine.Trace:
+def trace_guide(guide: Stochastic | None, batch: Batch, *around: Messenger) -> poutine.Trace:
     """The trace of the guide; an empty one without a guide."""
-    with around or ExitStack():
+    with ExitStack() as handlers:
+        for each in around:
+            handlers.enter_context(each)
         return poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
 
 
-def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch) -> poutine.Trace:
+def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch, guard: Guard) -> poutine.Trace:
     """The trace of the model on the guide's draws."""
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    with guard:
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
 
 
 @contextmanager

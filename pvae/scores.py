@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.guards import density_of
 from pvae.sites import Plate, Site
 
 __all__ = ["CommonScale", "Placed", "common_scale", "left_out", "log_prob_of", "own_scale"]
@@ -38,7 +39,7 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
     """
     site, plate = placed
     try:
-        log_prob: Tensor = site["fn"].log_prob(site["value"])
+        log_prob = density_of(site)
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
             f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "

@@ -6,14 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.transforms import Transform
 
 from pvae.contexts import called_modules, running, seeded
 from pvae.store import private_store
+from pvae.supports import bounds_of, family_of, onto, same, shared, support_of
 
 __all__ = [
     "LatentSite",
@@ -30,7 +33,6 @@ __all__ = [
     "require_latents",
     "score_all",
     "subsampled_plate",
-    "support_of",
 ]
 
 Batch = tuple[Tensor, ...]
@@ -51,7 +53,8 @@ class LatentSite:
     """A latent site of a model.
 
     `event_shape` excludes every plate; `support` is that of one event; `plates` are the plates
-    inside the data plate, outermost first.
+    inside the data plate, outermost first. `family` names its distribution; `moves` says whether the support
+    differs from datum to datum, along a plate, or with other draws.
     """
 
     name: str
@@ -59,6 +62,30 @@ class LatentSite:
     support: constraints.Constraint
     plates: tuple[Plate, ...]
     data_plate: Plate
+    family: str = ""
+    moves: bool = False
+
+    @property
+    def bijection(self) -> Transform:
+        """From the reals to the support.
+
+        Raises: ValueError for a support that moves, or that no bijection leads to.
+        """
+        self.require_fixed_support()
+        return onto(self.name, self.family, self.support)
+
+    def require_fixed_support(self) -> None:
+        """Raise ValueError for a support that moves: no guide that was built beforehand can draw there."""
+        if self.moves:
+            raise moving_support(self.name, self.family)
+
+
+def moving_support(name: str, family: str) -> ValueError:
+    """Why a site cannot be served whose support is not one for all."""
+    return ValueError(
+        f"site '{name}' ({family}) has a support that is not the same for all: it depends on another latent, on the "
+        "data or on a plate; draw it on a fixed support and transform it in the model"
+    )
 
 
 def as_batch(batch: Tensor | tuple[Tensor, ...]) -> Batch:
@@ -141,7 +168,8 @@ def other_batch(batch: Batch) -> Batch:
 
 def _sizes_on_another_batch(num_data: int, look_again: Any) -> dict[str, int]:
     try:
-        trace = look_again(other_batch)
+        with pyro.validation_enabled(False):
+            trace = look_again(other_batch)
         score_all(trace)
         return {plate.name: plate.size for plate in _shared_plates(trace)}
     except Exception:  # whatever the function trips over, it runs on its own number of data
@@ -226,37 +254,47 @@ def require_latents(
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
-    with private_store(model, look=True), running("model", arguments):
-        trace = _look(model, arguments)
-        data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments)))
+    with private_store(model, look=True):
+        trace = _look(model, arguments, 0)
+        data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments), 0))
+        sites = {
+            name: site
+            for name, site in random_sites(trace).items()
+            if not site["is_observed"] and not is_enumerated(site)
+        }
+        supports = {name: support_of(site["fn"]) for name, site in sites.items()}
+        fixed = {name: shared(support) for name, support in supports.items()}
+        # What all data share in one run may be another support in the next.
+        if any(isinstance(bound, Tensor) for support in supports.values() for bound in bounds_of(support)):
+            again = random_sites(_look(model, arguments, 1))
+            for name, support in fixed.items():
+                other = shared(support_of(again[name]["fn"])) if name in again else support
+                if support is None or other is None or not same(support, other):
+                    fixed[name] = None
     return tuple(
         LatentSite(
             name,
             site["fn"].event_shape,
-            support_of(site["fn"]),
+            fixed[name] or supports[name],
             tuple(plate for plate in plates_of(site) if plate != data),
             data,
+            family_of(site["fn"]),
+            moves=fixed[name] is None,
         )
-        for name, site in random_sites(trace).items()
-        if not site["is_observed"] and not is_enumerated(site)
+        for name, site in sites.items()
     )
 
 
-def _look(function: Callable[..., Any], batch: Batch) -> poutine.Trace:
-    """The trace of a function, nets in evaluation mode, random state as before."""
+def _look(model: Callable[..., Any], batch: Batch, seed: int) -> poutine.Trace:
+    """The trace of a model, nets in evaluation mode, random state as before."""
     with (
+        running("model", batch),
         torch.no_grad(),
-        seeded(0, batch[0].device),
+        seeded(seed, batch[0].device),
         called_modules(),
         # Called inside the handler, not through it: that would add a table of shapes to an error.
         poutine.trace() as run,
     ):
-        function(*batch)
+        model(*batch)
     trace: poutine.Trace = run.trace
     return trace
-
-
-def support_of(distribution: Any) -> constraints.Constraint:
-    """The support of one event: that of its components for a mixture, to whose own torch knows no bijection."""
-    support: constraints.Constraint = distribution.support
-    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support

@@ -79,6 +79,8 @@ class LogMarginal:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over data: how much another sample of data would move it."""
+        if self.mean == -math.inf:
+            return math.inf
         return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
 
     @property
@@ -169,7 +171,7 @@ def log_marginal(
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
-        require_support(model, source.example())
+        require_support(model, source.example(), guide)
         if source.remainder and len(source) > 1:
             # What fails on the last batch alone is not to fail after all the others.
             find_parameters(model, guide, tuple(part[: source.remainder] for part in source.example()))

@@ -24,6 +24,7 @@ class Estimate:
 
     `mc_standard_errors` is the delta-method error of `values` from K draws; `ess` is Kish's effective
     sample size; `khat` the Pareto shape of the weights' tail. `upper`, where there is one, bounds log p(x) from above.
+    Where every weight is zero the value is -inf, its error inf and the ESS 0: the draws tell nothing.
     """
 
     values: Tensor
@@ -169,9 +170,10 @@ def _estimate(
         spread = stratum_squares / count - (stratum_sum / count).square()
         each = spread.clamp(min=0) * count / (count - 1) if count > 1 else torch.full_like(spread, math.nan)
         variance = variance + count * each
+    nothing = total == 0
     return Estimate(
         values=(largest + (total / num_samples).log()).cpu(),
-        mc_standard_errors=(variance.sqrt() / total).cpu(),
-        ess=(total.square() / total_squares).cpu(),
+        mc_standard_errors=(variance.sqrt() / total).masked_fill(nothing, math.inf).cpu(),
+        ess=(total.square() / total_squares).masked_fill(nothing, 0.0).cpu(),
         khat=shape.cpu(),
     )

@@ -61,6 +61,8 @@ class UnconstrainedJoint:
                 f"site '{read.discrete[0]}' is discrete, and annealed chains follow gradients; "
                 "use pvae.estimators.Enumeration"
             )
+        if read.refusal is not None:
+            raise read.refusal
         require_latents(read.positions)
         outer = with_event_dims(layout, read.event_dims)
         found = {name: outer.collect(name, value, num_samples) for name, value in read.positions.items()}
