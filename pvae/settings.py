@@ -22,8 +22,7 @@ def settings_of(functions: Iterable[Callable[..., Any]], modules: Sequence[nn.Mo
     """What functions and modules may read from Python while they run, in a form to compare.
 
     Which parameters of modules are frozen. Numbers, words, flags and which tensors (no parameters), in the attributes
-    of modules and objects, in closures and in globals; of short lists, dicts, namespaces and dataclasses what is in
-    them.
+    of modules and objects, in closures and in globals; what short lists, dicts, namespaces and dataclasses hold.
     """
     held = [value for function in functions for inner in wrapped(function) for value in _reach(inner)]
     attributes = [vars(module)[name] for module in modules for name in vars(module).keys() - _MODULE_MACHINERY]

@@ -84,7 +84,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
 
 
 class _PrivateStore(ParamStoreDict):
-    """Pyro's store while a pair runs in it: it asks who states a bare parameter, and spares the user's tensors."""
+    """Pyro's store while a pair runs in it: it asks who states a bare parameter, and leaves users' tensors alone."""
 
     stay: _Stay
 
