@@ -93,7 +93,7 @@ class _DiagonalMixture(dist.MixtureSameFamily):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, (*sample_shape, *batch_shape, D)."""
-        z = self.sample(torch.Size(sample_shape))
+        z = self.sample(sample_shape)
         if not torch.is_grad_enabled():
             return z
         normal, log_probs = self.component_distribution.base_dist, self.mixture_distribution.logits[..., None]
@@ -106,6 +106,17 @@ class _DiagonalMixture(dist.MixtureSameFamily):
         if log_probs.requires_grad:
             moved = moved + self._moved_by_weights(log_probs, noise / normal.scale, density, normal.cdf(at).detach())
         return z + moved
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws without a gradient, from one component each; torch draws from all, and waits for a GPU to do so."""
+        chosen = self.mixture_distribution.sample(torch.Size(sample_shape))[..., None, None]
+        normal = self.component_distribution.base_dist
+        loc, scale = (
+            each.expand(*chosen.shape[:-2], *each.shape[-2:]).take_along_dim(chosen, -2).squeeze(-2)
+            for each in (normal.loc, normal.scale)
+        )
+        return loc + scale * torch.randn_like(loc)
 
     @staticmethod
     def _moved_by_weights(log_probs: Tensor, pull: Tensor, density: Tensor, levels: Tensor) -> Tensor:

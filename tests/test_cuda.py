@@ -37,8 +37,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 # What the first two draw besides the latents comes from the device's own generator; the last has no inverse.
 NOT_AT_GIVEN_DRAWS = NO_DENSITY | {"Auxiliary", "SemiAmortized", "PlanarFlow"}
 
-# A Cholesky factorisation waits for the GPU to say that it went well.
-THAT_WAIT = {"Exact", "LowRank"}
+# The check of a Cholesky factorisation waits for the GPU; some versions of torch leave it out of a trace.
+THAT_MAY_WAIT = {"Exact", "LowRank"}
 
 
 def pair(model_name, guide_name, dtype=torch.float32):
@@ -96,7 +96,7 @@ def losses(model, guide, x, mode, objective, **options):
     return result.losses, result.step_mode
 
 
-def assert_all_modes_alike(make, modes=("traced", "auto"), captured=True, **options):
+def assert_all_modes_alike(make, modes=("traced", "auto"), ends=("graph",), **options):
     """`make` builds a pair, its data and an objective anew."""
     model, guide, x, objective = make()
     expected, _ = losses(model, guide, x, "eager", objective, **options)
@@ -104,7 +104,7 @@ def assert_all_modes_alike(make, modes=("traced", "auto"), captured=True, **opti
         model, guide, x, objective = make()
         found, ran = losses(model, guide, x, mode, objective, **options)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        assert ran == ("graph" if mode == "auto" and captured else "traced")
+        assert ran in (ends if mode == "auto" else ("traced",))
 
 
 @pytest.mark.parametrize(("model_name", "guide_name"), cells())
@@ -114,7 +114,7 @@ def test_every_pair_trains_alike_in_every_mode(model_name, guide_name):
         objective = ELBO(beta=0.0) if guide_name in NO_DENSITY else ELBO(2, **gradient)
         return *pair(model_name, guide_name), objective
 
-    assert_all_modes_alike(make, captured=guide_name not in THAT_WAIT)
+    assert_all_modes_alike(make, ends=("graph", "traced") if guide_name in THAT_MAY_WAIT else ("graph",))
 
 
 @pytest.mark.parametrize("name", tables.OBJECTIVES)
@@ -204,19 +204,18 @@ def test_what_draws_nothing_gives_the_numbers_of_the_cpu(estimator, model_name, 
 
 
 class Unstill(nn.Module):
-    """A model that cannot be captured: it asks the device for a number at every run."""
+    """A model that cannot be captured: it takes a number to the CPU and back at every run."""
 
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.eye(2))
+        self.loc = nn.Parameter(torch.ones(2))
 
     def forward(self, x):
         pyro.module("unstill", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            covariance = self.scale @ self.scale.T + torch.eye(2, device=x.device)
-            root = torch.linalg.cholesky(covariance)
-            pyro.sample("x", dist.MultivariateNormal(z, scale_tril=root), obs=x)
+            loc = self.loc.cpu().exp().to(x.device)
+            pyro.sample("x", dist.Normal(z + loc, 1.0).to_event(1), obs=x)
 
 
 def test_a_pair_that_cannot_be_captured_trains_alike_and_leaves_the_random_state_usable(caplog):
@@ -226,7 +225,7 @@ def test_a_pair_that_cannot_be_captured_trains_alike_and_leaves_the_random_state
         x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
         return model, pvae.guides.MeanField(model, x, hidden=(4,)), x
 
-    assert_all_modes_alike(lambda: (*make(), ELBO()), captured=False)
+    assert_all_modes_alike(lambda: (*make(), ELBO()), ends=("traced",))
     assert "training steps run traced: some operation waits for the GPU" in caplog.text
     assert torch.randn(3, device="cuda").isfinite().all()
     # The next pair is captured as ever.
@@ -315,15 +314,21 @@ def test_the_same_seed_gives_the_same_losses_on_the_gpu():
 
 
 def test_tensors_that_a_model_makes_elsewhere_are_named_with_the_fix():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z + pyro.param("loc", torch.zeros(2)), 1.0).to_event(1), obs=x)
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
 
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.ones(2)), 1.0).to_event(1))
+        def forward(self, x):
+            pyro.module("elsewhere", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z + self.loc * torch.ones(2), 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match=r"\Athe .*on a batch of shape.*same device.*new_zeros") as caught:
-        pvae.fit(model, guide, torch.randn(6, 2), steps=2, device="cuda", progress=False)
+    x = torch.randn(6, 2)
+    model = Elsewhere()
+    guide = pvae.guides.MeanField(model, x, hidden=(4,))
+    match = r"\Athe .*on a batch of shape \(6, 2\): Expected all tensors to be on the same device.*x\.new_zeros"
+    with pytest.raises(ValueError, match=match) as caught:
+        pvae.fit(model.cuda(), guide.cuda(), x, steps=2, progress=False)
     assert "\n" not in str(caught.value)

@@ -213,6 +213,25 @@ def test_repeated_calls_share_what_no_draw_changes():
     assert not outputs[0].equal(outputs[2])
 
 
+def test_what_is_computed_once_are_tensors_and_no_lists():
+    """A captured graph is given them one by one; parts of a split are made again, for they are views."""
+    torch.manual_seed(0)
+
+    def function(x):
+        left, right = x.chunk(2, -1)
+        largest, _ = torch.nn.functional.layer_norm(x, x.shape[-1:]).sort(-1)
+        return [(left - right) * torch.randn_like(left) + largest[:, :2]]
+
+    x = torch.randn(3, 4)
+    once, each = split(flatten(make_fx(function)(x), []), 1)
+    values = once(x)
+    assert [tuple(value.shape) for value in values] == [(3, 2), (3, 4)]
+    torch.manual_seed(1)
+    expected = function(x)
+    torch.manual_seed(1)
+    assert each(x, *values)[0].equal(expected[0])
+
+
 def test_what_is_written_to_is_never_shared():
     """`normal_` fills a fresh tensor at every call, so neither it nor what it makes is kept."""
     leaf = torch.ones(3)

@@ -69,8 +69,8 @@ def _refusing_to_wait() -> Iterator[None]:
         if "synchronizing" not in str(error):
             raise
         raise RuntimeError(
-            "some operation waits for the GPU, as a Cholesky factorisation does to check its result, and a CUDA graph "
-            "cannot wait"
+            "some operation waits for the GPU (as moving a tensor to the CPU does, and the check of a Cholesky "
+            "factorisation), and a CUDA graph cannot wait"
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -13,17 +13,20 @@ __all__ = ["mark_draws", "split"]
 aten = torch.ops.aten
 # Views cost nothing to make again, and an expanded tensor, kept, would be a full one once it is compiled or captured.
 _VIEWS: set[Any] = {aten.expand.default, aten.view.default, aten.unsqueeze.default, aten.t.default, aten.unbind.int}
-_VIEWS |= {aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor, operator.getitem}
+_VIEWS |= {aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor}
+_VIEWS |= {aten.split.Tensor, aten.split_with_sizes.default}
 
 
 def mark_draws(graph: fx.Graph) -> None:
     """Set `meta["drawn"]` of each node that depends on a random draw, and `meta["view"]` of each view.
 
-    Something that is written to counts as drawn: it is not the same at every call.
+    Something that is written to counts as drawn: it is not the same at every call. A tensor out of a list is a view
+    where the list is one of views; else it is a value itself, so that no list is ever kept.
     """
     for node in graph.nodes:
         target: Any = node.target
-        node.meta["view"] = target in _VIEWS
+        of_list = node.args[0] if target is operator.getitem else None
+        node.meta["view"] = target in _VIEWS if of_list is None else of_list.meta["view"]
         drawn = any(parent.meta["drawn"] for parent in node.all_input_nodes)
         if isinstance(target, torch._ops.OpOverload):
             drawn = drawn or torch.Tag.nondeterministic_seeded in target.tags

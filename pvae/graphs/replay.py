@@ -233,7 +233,7 @@ class Replay:
         call = graph.call if graph.mode == "compiled" else graph.traced
         try:
             graph.call, graph.mode = Captured(call, self.leaves, inputs), "graph"
-        except RuntimeError as error:
+        except Exception as error:  # as above
             self._stay(graph, " ".join(str(error).split())[:200])
 
     def _stay(self, graph: _Graph, reason: str) -> None:
