@@ -26,9 +26,9 @@ _TOLERANCE = {torch.float64: 1e-9}
 class Quadrature:
     """log p(x) = log of the integral over u of p(x | z(u)) p(z(u)) |dz / du|, for latents of at most 2 dims in all.
 
-    u is unconstrained and z(u) the bijection to the support; an angle goes once around. Each datum has a box of its own, where the
-    integrand is within 40 nats of its maximum, in cells of 15 x 15 Gauss-Kronrod points; cells whose error is large
-    are halved, so kinks and thin ridges are resolved too. Needs no guide, and draws nothing.
+    u is unconstrained and z(u) the bijection to the support; an angle goes once around. Each datum has a box of its
+    own, where the integrand is within 40 nats of its maximum, in cells of 15 x 15 Gauss-Kronrod points; cells whose
+    error is large are halved, so kinks and thin ridges are resolved too. Needs no guide, and draws nothing.
 
     `mc_standard_errors` is the error of the rule: its difference from the one with half the points per dim, summed
     over cells. Cells are halved until it is below 1e-9 nats, or 1e-4 where the latents are in float32. There are no
