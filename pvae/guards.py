@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from pvae.supports import (
     Image,
@@ -27,7 +29,7 @@ from pvae.supports import (
     unwrapped,
 )
 
-__all__ = ["Guard", "density_of", "inside", "may_leave"]
+__all__ = ["Guard", "density_of", "guarding", "inside", "may_leave"]
 
 Site = Any
 
@@ -63,6 +65,11 @@ class Guard(Messenger):
             msg["value"] = msg["scored"]
 
 
+def guarding(names: Collection[str], *, replaces: bool = True) -> AbstractContextManager[Any]:
+    """A guard of these sites; nothing at all without any."""
+    return Guard(names, replaces=replaces) if names else nullcontext()
+
+
 def density_of(site: Site) -> Tensor:
     """The log density of a site at its value: -inf where a guard found the value outside the support."""
     if "outside" not in site:
@@ -74,7 +81,7 @@ def density_of(site: Site) -> Tensor:
 def _can_leave(support: constraints.Constraint) -> bool:
     """Whether there is any value outside."""
     inner = entry(support)
-    return inner is not constraints.real and inner is not constraints.real_vector and not isinstance(inner, Unreachable)
+    return inner is not constraints.real and not isinstance(inner, Unreachable)
 
 
 def may_leave(site: Site, guide_site: Site | None) -> bool:
@@ -118,7 +125,21 @@ def _range_of(distribution: Any) -> tuple[Any, Any] | None:
     for each in transforms:
         low, high = each(low), each(high)
     low, high = torch.minimum(low, high), torch.maximum(low, high)
-    return (low.item(), high.item()) if low.numel() == 1 else (low, high)
+    is_fixed = not any(isinstance(number, Tensor) for each in transforms for number in _numbers(each))
+    if is_fixed and not any(isinstance(end, Tensor) for end in between):
+        return low.item(), high.item()
+    return low, high
+
+
+def _numbers(transform: Transform) -> list[Any]:
+    """What a transform holds: where these are tensors, another run may have others."""
+    if isinstance(transform, ComposeTransform):
+        return [number for part in transform.parts for number in _numbers(part)]
+    if isinstance(transform, IndependentTransform):
+        return _numbers(transform.base_transform)
+    if isinstance(transform, nn.Module):
+        return [*transform.parameters()]
+    return [*vars(transform).values()]
 
 
 def _no_less(bound: Any, other: Any) -> bool:
@@ -138,20 +159,30 @@ def inside(support: constraints.Constraint, value: Tensor) -> Tensor | None:
         each, count = inside(support.base_constraint, value), support.reinterpreted_batch_ndims
         return None if each is None else each.reshape(*each.shape[: each.dim() - count], -1).all(-1)
     if isinstance(support, Image):
-        return inside(support.base, support.transform.inv(value))
+        before = support.transform.inv(value)
+        found = inside(support.base, before)
+        if found is None:
+            return None
+        # No number leads to a value beyond what the transform reaches.
+        return (found & ~_is_nan(before, support.base.event_dim)) | _is_nan(value, support.event_dim)
     if support is constraints.simplex:
         # The sum of many floats is off 1 by more than torch allows.
         slack = max(1e-6, 4 * value.shape[-1] * torch.finfo(value.dtype).eps)
-        return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < slack) | value.isnan().any(-1)
+        return ((value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < slack)) | _is_nan(value, 1)
     if support is constraints.one_hot:
         return support.check(value)
     return None if ends(support) is None else support.check(value) | value.isnan()
 
 
+def _is_nan(value: Tensor, event_dim: int) -> Tensor:
+    """Whether an event holds what is no number."""
+    return value.isnan().reshape(*value.shape[: value.dim() - event_dim], -1).any(-1)
+
+
 def _moved_inside(support: constraints.Constraint, value: Tensor, outside: Tensor) -> Tensor:
     """The value, or where it is outside one inside: gradients of a density are no numbers elsewhere."""
     shape = torch.Size([*outside.shape, *value.shape[value.dim() - support.event_dim :]])
-    safe = _some_value(support, shape, value)
+    safe = _some_value(support, shape, value).to(value.dtype)
     return torch.where(outside.reshape(*outside.shape, *(1,) * support.event_dim), safe, value)
 
 

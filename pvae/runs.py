@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pvae.guards import Guard
+from pvae.guards import Guard, guarding
 from pvae.marginal import repeated
 from pvae.pair_run import PairRun
 from pvae.places import PARTICLES, Layout
@@ -58,10 +58,10 @@ def run_pair(
     guarded = layout.guarded.union(given)
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
-        guide_trace = trace_guide(guide, rows, Guard(given, replaces=False), *([_Split(drawn)] if split else []))
+        guide_trace = trace_guide(guide, rows, guarding(given, replaces=False), *([_Split(drawn)] if split else []))
         if guide is None or states is None:
             draws = _without_indices(guide_trace, rows, batch, layout)
-            model_trace = trace_model(model, draws, rows, Guard(guarded))
+            model_trace = trace_model(model, draws, rows, guarding(guarded))
     model_rows = rows
     if states is not None:
         proposed = model_trace if guide is None else guide_trace
@@ -73,7 +73,7 @@ def run_pair(
         values = repeated({**given, **latents}, states, num_samples, batch)
         with _particles(batch, num_samples * states.count, layout, values) as model_rows:
             draws = _without_indices(proposed, model_rows, batch, layout)
-            model_trace = trace_model(model, draws, model_rows, Guard(guarded))
+            model_trace = trace_model(model, draws, model_rows, guarding(guarded))
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     missing, extra = unmatched_sites(guide_sites, model_sites, () if layout.summed is None else layout.summed.tables)
     if guide is not None and (missing or extra):
@@ -127,7 +127,7 @@ def trace_pair(
     return guide_trace, trace_model(model, guide_trace, batch, Guard())
 
 
-def trace_guide(guide: Stochastic | None, batch: Batch, *around: Messenger) -> poutine.Trace:
+def trace_guide(guide: Stochastic | None, batch: Batch, *around: AbstractContextManager[Any]) -> poutine.Trace:
     """The trace of the guide; an empty one without a guide."""
     with ExitStack() as handlers:
         for each in around:
@@ -135,7 +135,9 @@ def trace_guide(guide: Stochastic | None, batch: Batch, *around: Messenger) -> p
         return poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
 
 
-def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch, guard: Guard) -> poutine.Trace:
+def trace_model(
+    model: Stochastic, guide_trace: poutine.Trace, batch: Batch, guard: AbstractContextManager[Any]
+) -> poutine.Trace:
     """The trace of the model on the guide's draws."""
     with guard:
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)

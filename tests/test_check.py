@@ -105,19 +105,19 @@ MISTAKES = {
     ),
     "grey pixels": (
         (model_of(), guide_of(), GREY),
-        "site 'x': holds values outside the support of Bernoulli (grey pixels), range [0, 1]; binarise the data "
-        "(binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for grey values "
-        "(ContinuousBernoulli, DiscretizedLogistic or Gaussian)",
+        "site 'x': holds values outside the support of Bernoulli (grey pixels), range [0, 1], at datum 0 and 5 more; "
+        "binarise the data (binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for "
+        "grey values (ContinuousBernoulli, DiscretizedLogistic or Gaussian)",
     ),
     "scale of the data": (
         (model_of(), guide_of(), GREY * 255),
-        "site 'x': holds values outside the support of Bernoulli, range [0, 255]; rescale the data, or use a "
-        "likelihood whose support holds [0, 255]",
+        "site 'x': holds values outside the support of Bernoulli, range [0, 255], at datum 0 and 5 more; rescale the "
+        "data, or use a likelihood whose support holds [0, 255]",
     ),
     "support of another likelihood": (
         (model_of(lambda logits: dist.Gamma(logits.exp(), 1.0).to_event(1)), guide_of(), GREY - 1),
-        "site 'x': holds values outside the support of Gamma, range [-1, 0]; rescale the data, or use a "
-        "likelihood whose support holds [-1, 0]",
+        "site 'x': holds values outside the support of Gamma, range [-1, 0], at datum 0 and 5 more; rescale the "
+        "data, or use a likelihood whose support holds [-1, 0]",
     ),
     "latents outside the data plate": (
         (model_outside, outside, BITS),

@@ -426,7 +426,20 @@ def test_the_exact_guide_of_a_uniform_likelihood_has_no_variance():
     assert pvae.check(pareto_uniform, pareto_posterior, SPANS) == []
 
 
+def exp_of_gamma(x):
+    """The same, the exponential taken in the model."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Gamma(2.0, 3.0)).exp()
+        pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 0.7).to_event(1), obs=x)
+
+
 OUTSIDE = {
+    "carried, where no value of the base leads": (
+        latent(lambda x: dist.TransformedDistribution(dist.Gamma(2.0, 3.0), [dist.transforms.ExpTransform()])),
+        wide,
+        X,
+        lambda: pvae.log_marginal(exp_of_gamma, None, X, Quadrature()).values,
+    ),
     "uniform": (pareto_uniform, wide, SPANS, lambda: SPANS_TRUTH),
     "uniform, by the prior": (pareto_uniform, None, SPANS, lambda: SPANS_TRUTH),
     "thinning": (thinned, counts, COUNTS, lambda: dist.Poisson(1.6).log_prob(COUNTS)),

@@ -38,7 +38,8 @@ class AnnealedImportanceSampling:
         step_mode: as in `pvae.fit`; "auto" traces and compiles an evaluation by the clock.
             Modes agree to rounding, which a chain may amplify: give "traced" to repeat numbers to the last digit.
 
-    Raises: ValueError for sizes that are not positive and unknown words; in use, for discrete latents.
+    Raises: ValueError for sizes that are not positive and unknown words; in use, for latents that are discrete or on a
+    support that no bijection leads to.
 
     Neal (2001), Annealed importance sampling; Wu, Burda, Salakhutdinov and Grosse (2017), On the quantitative analysis
     of decoder-based generative models.

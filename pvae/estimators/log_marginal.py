@@ -46,7 +46,7 @@ class LogMarginal:
     """Estimates of log p(x) in nats, bigger is better.
 
     Attributes:
-        values: per datum, (N,), in the order of the data.
+        values: per datum, (N,), in the order of the data; -inf, with an error of inf, where no draw had any weight.
         mc_standard_errors: Monte-Carlo standard error of each value from its draws, (N,).
         ess: effective sample size of each datum's weights, (N,), at most the number of its draws.
         khat: Pareto shape of each datum's weights, (N,), of the largest round of them; above `khat_threshold` do not

@@ -26,9 +26,9 @@ _TOLERANCE = {torch.float64: 1e-9}
 class Quadrature:
     """log p(x) = log of the integral over u of p(x | z(u)) p(z(u)) |dz / du|, for latents of at most 2 dims in all.
 
-    u is unconstrained and z(u) the bijection to the support (`biject_to`). Each datum has a box of its own, where the
-    integrand is within 40 nats of its maximum, in cells of 15 x 15 Gauss-Kronrod points; cells whose error is large
-    are halved, so kinks and thin ridges are resolved too. Needs no guide, and draws nothing.
+    u is unconstrained and z(u) the bijection to the support; an angle goes once around. Each datum has a box of its
+    own, where the integrand is within 40 nats of its maximum, in cells of 15 x 15 Gauss-Kronrod points; cells whose
+    error is large are halved, so kinks and thin ridges are resolved too. Needs no guide, and draws nothing.
 
     `mc_standard_errors` is the error of the rule: its difference from the one with half the points per dim, summed
     over cells. Cells are halved until it is below 1e-9 nats, or 1e-4 where the latents are in float32. There are no
@@ -39,8 +39,8 @@ class Quadrature:
 
     Attributes: `num_samples`, how many points a datum took, all grids counted; the most over all batches, 0 before.
 
-    Raises: ValueError for fewer than 30 points; on use, for latents that are discrete, of more than 2 dims, or on a
-    support that depends on another latent.
+    Raises: ValueError for fewer than 30 points; on use, for latents that are discrete, of more than 2 dims, on a
+    support that is not one for all data and draws, or on one that no bijection leads to.
 
     Piessens et al. (1983), QUADPACK; Genz and Malik (1980) for the halving of the worst cells.
     """
