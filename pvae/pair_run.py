@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.elimination import Elimination
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
 from pvae.sites import Batch, Plate, Site
@@ -80,7 +81,7 @@ class PairRun:
 
     @property
     def _num_states(self) -> int:
-        return 1 if self.states is None else self.states.count
+        return 1 if self.states is None or self.states.per_entry is not None else self.states.count
 
     def require_all_drawn(self, what: str) -> None:
         """Raise ValueError if sites are summed out, for `what` looks at one site after the other."""
@@ -94,6 +95,11 @@ class PairRun:
         """Draws of the sites that are summed out from p(y | x, z) at each draw z, (K, B, ...)."""
         if self.states is None:
             return {}
+        if self.states.per_entry is not None:
+            return {
+                name: self.layout.collect(name, self.states.events(name)[index], self.num_samples)
+                for name, index in self._elimination(_log_prob).draw().items()
+            }
         log_likelihood, log_prior = self._of_model(_log_prob)
         index = draw_state(log_likelihood + log_prior, self.states.count)
         values = self.states.values(torch.arange(self.states.count, device=index.device), self.num_data)
@@ -113,12 +119,13 @@ class PairRun:
         if self.states is None:
             return self._collect(self._scaled, self._scaled)
         scales = {site["scale"] / self._plate_scale() for site in self.model.values()}
-        shared = scales.pop() if len(scales) == 1 else 1.0
+        has_one = len(scales) == 1
+        shared = scales.pop() if has_one else 1.0
 
         def unshared(site: Site, masked: float = 0.0) -> Tensor:
             return self._scaled(site, masked) / shared
 
-        parts = self._collect(unshared, unshared)
+        parts = self._collect(unshared, unshared, normalized=has_one)
         return LogWeights(shared * parts.log_likelihood, shared * parts.log_prior, shared * parts.log_guide)
 
     def average(self, values: Tensor) -> Tensor:
@@ -211,9 +218,14 @@ class PairRun:
                 return -states.log_count(name, site["fn"].event_shape)
         return 0.0
 
-    def _collect(self, of_model: Callable[..., Tensor], of_guide: Callable[..., Tensor]) -> LogWeights:
-        log_likelihood, log_prior = self._of_model(of_model)
-        if self.states is not None:
+    def _collect(
+        self, of_model: Callable[..., Tensor], of_guide: Callable[..., Tensor], *, normalized: bool = True
+    ) -> LogWeights:
+        if self.states is not None and self.states.per_entry is not None:
+            log_likelihood, log_prior = self._entry_by_entry(of_model, normalized)
+        else:
+            log_likelihood, log_prior = self._of_model(of_model)
+        if self.states is not None and self.states.per_entry is None:
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
         if self.guide_plate is None:
             log_guide = log_prior
@@ -235,6 +247,27 @@ class PairRun:
             self._sum(likelihood, self.model_plate, self._num_states),
             self._sum(prior, self.model_plate, self._num_states),
         )
+
+    def _entry_by_entry(self, of_site: Callable[..., Tensor], normalized: bool) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z), (K, B), the summed sites eliminated; the `normalized` ones sum to 1."""
+        elimination = self._elimination(of_site)
+        latent = [name for name, site in self.model.items() if not site["is_observed"]]
+        of_latents = self._sum(elimination.log_sum(latent, normalized=normalized), self.model_plate)
+        of_all = self._sum(elimination.log_sum(self.model, normalized=normalized), self.model_plate)
+        free: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name in elimination.free:
+            free[name in latent].append(elimination.log_probs[name])
+        log_likelihood, log_prior = (self._sum(free[is_latent], self.model_plate) for is_latent in (False, True))
+        return log_likelihood + of_all - of_latents, log_prior + of_latents
+
+    def _elimination(self, of_site: Callable[..., Tensor]) -> Elimination:
+        assert self.states is not None
+        # A mask leaves a summed site's children out, not its states: these are summed as if nothing were known of them.
+        log_probs = {
+            name: of_site({**site, "mask": None} if name in self.states.tables else site)
+            for name, site in self.model.items()
+        }
+        return Elimination(self.model, log_probs, self.states.tables, self.model_plate)
 
     def _sum(self, log_probs: list[Tensor], plate: Plate | None, num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""

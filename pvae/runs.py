@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pvae.enumerated import trace_enumerated
 from pvae.marginal import repeated
 from pvae.pair_run import PairRun
 from pvae.places import PARTICLES, Layout
@@ -60,7 +61,12 @@ def run_pair(
         if guide is None or states is None:
             model_trace = trace_model(model, guide_trace, rows)
     model_rows = rows
-    if states is not None:
+    if states is not None and states.per_entry is not None:
+        proposed = model_trace if guide is None else guide_trace
+        first_dim = -1 - layout.nesting - (num_samples > 1 and layout.vectorizes)
+        with _particles(batch, num_samples, layout, given) as model_rows:
+            model_trace = trace_enumerated(model, proposed, model_rows, states, first_dim)
+    elif states is not None:
         proposed = model_trace if guide is None else guide_trace
         latents = {
             name: layout.collect(name, site["value"], num_samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ class States:
         sites: the sites of a trace by name.
         shapes: shape of one datum's value of each: its plates inside the data plate, then the event.
 
+    Attributes:
+        per_entry: None where a sum over them takes every joint state; else the states that a site is evaluated at
+            where they are summed out entry by entry (see `pvae.elimination`).
+
     Raises: ValueError for a site that is continuous, or without a finite support.
     """
 
@@ -31,11 +36,27 @@ class States:
         self.shapes = {name: shapes[name] for name in sites}
         # A table is (S, event of the base), and a site's value holds one entry of it per coordinate.
         self.tables = {name: _support(name, site) for name, site in sites.items()}
+        self.event_dims = {name: site["fn"].event_dim for name, site in sites.items()}
+        self.per_entry: int | None = None
 
     @property
     def count(self) -> int:
         """How many joint states there are."""
         return math.prod(len(table) ** self._coordinates(name) for name, table in self.tables.items())
+
+    @property
+    def copies(self) -> int:
+        """How many times over a run evaluates a model to sum them out."""
+        return self.count if self.per_entry is None else self.per_entry
+
+    def events(self, name: str) -> Tensor:
+        """The values of one event of a site, (S, *event_shape)."""
+        table, shape = self.tables[name], self.shapes[name]
+        event_shape = shape[len(shape) - self.event_dims[name] :]
+        coordinates = event_shape.numel() // table.shape[1:].numel()
+        places = len(table) ** torch.arange(coordinates, device=table.device)
+        digits = torch.arange(len(table) ** coordinates, device=table.device)[:, None] // places % len(table)
+        return table[digits].reshape(-1, *event_shape)
 
     def log_count(self, name: str, event_shape: torch.Size) -> float:
         """The logarithm of how many states one event of a site has."""
@@ -44,7 +65,7 @@ class States:
 
     def besides(self, names: Collection[str]) -> States:
         """The states of the sites that are not among `names`."""
-        rest = States({}, {})
+        rest = copy(self)
         rest.tables = {name: table for name, table in self.tables.items() if name not in names}
         rest.shapes = {name: self.shapes[name] for name in rest.tables}
         return rest
