@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from pvae.places import PARTICLES
 from pvae.sites import Plate, Site
 
 __all__ = ["Elimination"]
+
+# A tensor whose dims are named by the letters of its attribute `_pyro_dims`, dims of size 1 left out.
+Packed = Any
 
 
 class Elimination:
@@ -71,7 +75,7 @@ class Elimination:
             factors = self._without_leaves(factors)
         if not factors:
             return []
-        return [self._unpack(self._contract(factors, {*self.symbols.values()}, self._kept, set()))]
+        return [self.unpacked(self._contract(factors, {*self.symbols.values()}, self._kept, set()))]
 
     def draw(self) -> dict[str, Tensor]:
         """The number of a state for every entry of every site to sum out, from their joint posterior.
@@ -81,7 +85,7 @@ class Elimination:
         factors, left, drawn = dict(self.factors), {*self.symbols.values()}, {}
         for name, letter in self.symbols.items():
             site = self.sites[name]
-            index = torch.zeros((), dtype=torch.long, device=site["value"].device)
+            index: Packed = torch.zeros((), dtype=torch.long, device=site["value"].device)
             if any(letter in factor._pyro_dims for factor in factors.values()):
                 logits = self._contract(factors, left, frozenset(_plates(site)), {letter})
                 dims = logits._pyro_dims
@@ -89,47 +93,48 @@ class Elimination:
                 index = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
                 index._pyro_dims = dims.replace(letter, "")
                 factors = {each: self.at(factor, {name: index}) for each, factor in factors.items()}
-                index = self._unpack(index)
+                index = self.unpacked(index)
             left.remove(letter)
-            shape = torch.Size(frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
-            places = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
-            full = [1] * max(-place for place in places)
-            for place, size in zip(places, shape, strict=True):
-                full[place] = size
-            drawn[name] = index.expand(full)
+            drawn[name] = index.expand(_plate_shape(site))
         return drawn
 
-    def at(self, factor: Tensor, indices: Mapping[str, Tensor]) -> Tensor:
+    def at(self, factor: Packed, indices: Mapping[str, Packed]) -> Packed:
         """A factor at states of some sites, given as packed tensors of their numbers."""
         for name, index in indices.items():
             if self.symbols[name] in factor._pyro_dims:
                 factor = packed.gather(factor, index, self.symbols[name])
         return factor
 
-    def _contract(self, factors: Mapping[str, Tensor], letters: set[str], plates: frozenset[str], kept: set[str]) -> Any:
+    def packed(self, name: str, value: Tensor) -> Packed:
+        """A tensor over the plates of a site, packed."""
+        return packed.pack(value, _letters(self.sites[name]))
+
+    def unpacked(self, value: Packed) -> Tensor:
+        """A packed tensor with its dims where they are in a run."""
+        dims = {letter: dim for site in self.sites.values() for dim, letter in _letters(site).items()}
+        return packed.unpack(value, dims)
+
+    def _contract(
+        self, factors: Mapping[str, Packed], letters: set[str], plates: frozenset[str], kept: set[str]
+    ) -> Packed:
         tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-        sizes: dict[str, int] = {}
+        sizes = {_letters(site)[f.dim]: f.size for site in self.sites.values() for f in _frames(site)}
         for name, factor in factors.items():
             tree.setdefault(frozenset(_plates(self.sites[name])), []).append(factor)
             sizes.update(zip(factor._pyro_dims, factor.shape, strict=True))
         ring = _LogSums(cache={}, dim_to_size=sizes)
-        return contract_to_tensor(
-            tree, letters, target_ordinal=plates.intersection(sizes), target_dims=kept, ring=ring
-        )
+        return contract_to_tensor(tree, letters, target_ordinal=plates, target_dims=kept, ring=ring)
 
-    def _without_leaves(self, factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _without_leaves(self, factors: dict[str, Packed]) -> dict[str, Packed]:
         """The factors that are left when sites whose own factor sums to 1 are summed out."""
-        found = True
-        while found:
-            found = False
-            for name in [each for each in factors if each in self.symbols and not _is_masked(self.sites[each]["fn"])]:
-                others = (factor for each, factor in factors.items() if each != name)
-                if not any(self.symbols[name] in factor._pyro_dims for factor in others):
-                    del factors[name]
-                    found = True
+        held = Counter(letter for factor in factors.values() for letter in factor._pyro_dims)
+        # What depends on a site comes after it.
+        for name in reversed([each for each in factors if each in self.symbols]):
+            if held[self.symbols[name]] == 1 and not _is_masked(self.sites[name]["fn"]):
+                held.subtract(factors.pop(name)._pyro_dims)
         return factors
 
-    def _depends(self, factor: Tensor) -> bool:
+    def _depends(self, factor: Packed) -> bool:
         return any(letter in factor._pyro_dims for letter in self.symbols.values())
 
     def _require_nested(self) -> None:
@@ -141,15 +146,11 @@ class Elimination:
             if not self._kept <= inside:
                 raise NotImplementedError(f"site '{summed}' lies outside the data plate")
 
-    def _unpack(self, value: Tensor) -> Tensor:
-        dims = {letter: dim for site in self.sites.values() for dim, letter in _letters(site).items()}
-        return packed.unpack(value, dims)
-
 
 class _LogSums(LogRing):
     """Sums of products of exponentials by `logsumexp`, which no difference between factors' sizes underflows."""
 
-    def sumproduct(self, terms: Iterable[Tensor], dims: Iterable[str]) -> Tensor:
+    def sumproduct(self, terms: Iterable[Packed], dims: Iterable[str]) -> Packed:
         """Add the terms up, and sum `dims` out one after the other, the cheapest first."""
         left = [*terms]
         wanted = sorted(set(dims).intersection(*[{letter for term in left for letter in term._pyro_dims}]))
@@ -165,7 +166,7 @@ class _LogSums(LogRing):
         return _added(left)
 
 
-def _cost(terms: list[Tensor], letter: str) -> int:
+def _cost(terms: list[Packed], letter: str) -> int:
     sizes: dict[str, int] = {}
     for term in terms:
         if letter in term._pyro_dims:
@@ -173,20 +174,18 @@ def _cost(terms: list[Tensor], letter: str) -> int:
     return math.prod(sizes.values())
 
 
-def _added(terms: list[Tensor], first: str = "") -> Tensor:
+def _added(terms: list[Packed], first: str = "") -> Packed:
     """The sum of packed tensors, the small ones first; `first` becomes the leftmost dim."""
     terms = sorted(terms, key=Tensor.numel)
     dims = terms[-1]._pyro_dims
     dims = "".join(sorted({letter for term in terms for letter in term._pyro_dims} - set(dims))) + dims
     dims = first + dims.replace(first, "") if first else dims
-    total = sum(_aligned(term, dims) for term in terms)
-    assert isinstance(total, Tensor)
-    total = total[...]
+    total: Packed = reduce(torch.add, [_aligned(term, dims) for term in terms])[...]
     total._pyro_dims = dims
     return total
 
 
-def _aligned(term: Tensor, dims: str) -> Tensor:
+def _aligned(term: Packed, dims: str) -> Tensor:
     own = [letter for letter in dims if letter in term._pyro_dims]
     sizes = dict(zip(term._pyro_dims, term.shape, strict=True))
     return term.permute([term._pyro_dims.index(letter) for letter in own]).reshape([sizes.get(d, 1) for d in dims])
@@ -196,13 +195,23 @@ def _letters(site: Site) -> dict[int, str]:
     return site["infer"]["_dim_to_symbol"]
 
 
+def _frames(site: Site) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
 def _plates(site: Site, names: Collection[str] | None = None) -> list[str]:
     """The letters of the plates around a site."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    return [_letters(site)[frame.dim] for frame in frames if names is None or frame.name in names]
+    return [_letters(site)[frame.dim] for frame in _frames(site) if names is None or frame.name in names]
 
 
-def _size(factor: Tensor, letters: Collection[str]) -> int:
+def _plate_shape(site: Site) -> list[int]:
+    shape = [1] * max(-frame.dim for frame in _frames(site))
+    for frame in _frames(site):
+        shape[frame.dim] = frame.size
+    return shape
+
+
+def _size(factor: Packed, letters: Collection[str]) -> int:
     pairs = zip(factor._pyro_dims, factor.shape, strict=True)
     return math.prod(size for letter, size in pairs if letter in letters)
 

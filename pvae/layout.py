@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from pvae.contexts import called_modules, seeded
+from pvae.enumerable import entry_by_entry, trial_batch
 from pvae.pair_run import PairRun
 from pvae.places import Layout, place_of
 from pvae.runs import Stochastic, run_pair, trace_pair
@@ -14,8 +15,6 @@ from pvae.sites import Batch, Site, data_plate, is_enumerated, plate_nesting, ra
 from pvae.states import States
 
 __all__ = ["read_layout"]
-
-_TRIAL_ROWS = 13
 
 
 def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int) -> Layout:
@@ -43,6 +42,8 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
         layout = replace(layout, summed=_states(summed, layout), branching=_states(guide_sites, layout))
         if num_samples == 1 and layout.summed is None and layout.branching is None:
             return layout
+        if (found := entry_by_entry(model, guide, batch, layout)) is not None:
+            return found
         return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
 
 
@@ -54,7 +55,7 @@ def _states(sites: dict[str, Site], layout: Layout) -> States | None:
 
 
 def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
-    batch = _trial_batch(model, guide, batch, layout)
+    batch = trial_batch(model, guide, batch)
     num_samples = 2
     try:
         wide = run_pair(model, guide, batch, num_samples, layout)
@@ -81,17 +82,3 @@ def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layou
 
 def _latent(run: PairRun) -> dict[str, Site]:
     return {name: site for name, site in (run.model | run.guide).items() if not site["is_observed"]}
-
-
-def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> Batch:
-    """Data to try particles with: an odd number of them, as a net may take a data dim of its own width for features.
-
-    A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
-    """
-    rows = torch.arange(_TRIAL_ROWS, device=batch[0].device) % len(batch[0])
-    trial = tuple(part[rows] for part in batch)
-    try:
-        run_pair(model, guide, trial, 1, layout).log_weights()
-    except Exception:  # the pair has just run on the batch, so it is the number of data that fails
-        return batch
-    return trial

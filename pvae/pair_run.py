@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from pvae.places import Layout
 from pvae.sites import Batch, Plate, Site
 from pvae.states import States
 
-__all__ = ["LogWeights", "PairRun"]
+__all__ = ["LogWeights", "PairRun", "log_probs_of"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PairRun:
         if self.states.per_entry is not None:
             return {
                 name: self.layout.collect(name, self.states.events(name)[index], self.num_samples)
-                for name, index in self._elimination(_log_prob).draw().items()
+                for name, index in self.elimination().draw().items()
             }
         log_likelihood, log_prior = self._of_model(_log_prob)
         index = draw_state(log_likelihood + log_prior, self.states.count)
@@ -237,12 +237,9 @@ class PairRun:
 
     def _of_model(self, of_site: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
-        prior: list[Tensor] = []
-        likelihood: list[Tensor] = []
-        for name, site in self.model.items():
-            is_summed = self.states is not None and name in self.states.tables
-            log_prob = of_site(site, masked=self._share(name)) if is_summed else of_site(site)
-            (likelihood if site["is_observed"] else prior).append(log_prob)
+        log_probs = log_probs_of(self.model, () if self.states is None else self.states.tables, of_site)
+        prior = [log_probs[name] for name, site in self.model.items() if not site["is_observed"]]
+        likelihood = [log_probs[name] for name, site in self.model.items() if site["is_observed"]]
         return (
             self._sum(likelihood, self.model_plate, self._num_states),
             self._sum(prior, self.model_plate, self._num_states),
@@ -250,7 +247,7 @@ class PairRun:
 
     def _entry_by_entry(self, of_site: Callable[..., Tensor], normalized: bool) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B), the summed sites eliminated; the `normalized` ones sum to 1."""
-        elimination = self._elimination(of_site)
+        elimination = self.elimination(of_site)
         latent = [name for name, site in self.model.items() if not site["is_observed"]]
         of_latents = self._sum(elimination.log_sum(latent, normalized=normalized), self.model_plate)
         of_all = self._sum(elimination.log_sum(self.model, normalized=normalized), self.model_plate)
@@ -260,14 +257,11 @@ class PairRun:
         log_likelihood, log_prior = (self._sum(free[is_latent], self.model_plate) for is_latent in (False, True))
         return log_likelihood + of_all - of_latents, log_prior + of_latents
 
-    def _elimination(self, of_site: Callable[..., Tensor]) -> Elimination:
+    def elimination(self, of_site: Callable[..., Tensor] | None = None) -> Elimination:
+        """The model's sites as factors over the states of those that are summed out entry by entry."""
         assert self.states is not None
-        # A mask leaves a summed site's children out, not its states: these are summed as if nothing were known of them.
-        log_probs = {
-            name: of_site({**site, "mask": None} if name in self.states.tables else site)
-            for name, site in self.model.items()
-        }
-        return Elimination(self.model, log_probs, self.states.tables, self.model_plate)
+        names = self.states.tables
+        return Elimination(self.model, log_probs_of(self.model, names, of_site), names, self.model_plate)
 
     def _sum(self, log_probs: list[Tensor], plate: Plate | None, num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""
@@ -279,6 +273,17 @@ class PairRun:
             inner = [dim for dim in range(-self.layout.nesting, 0) if plate is None or dim != plate.dim]
             total = total + (full.sum(inner) if inner else full).reshape(-1, self.num_data)
         return total.expand(num_states * self.num_samples, self.num_data)
+
+
+def log_probs_of(
+    sites: Mapping[str, Site], summed: Collection[str], of_site: Callable[..., Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The log probability of each site.
+
+    A mask leaves out what is known of a site to be summed out, not its states: they go unmasked, as in Pyro.
+    """
+    of_site = of_site or _log_prob
+    return {name: of_site({**site, "mask": None} if name in summed else site) for name, site in sites.items()}
 
 
 def _shared_mask(sites: dict[str, Site]) -> Any:

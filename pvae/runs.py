@@ -58,16 +58,17 @@ def run_pair(
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
         guide_trace = trace_guide(guide, rows, _Split(drawn) if split else None)
-        if guide is None or states is None:
+        proposes = guide is None and (states is None or not layout.sums_all_but(given, states))
+        if proposes or states is None:
             model_trace = trace_model(model, guide_trace, rows)
     model_rows = rows
     if states is not None and states.per_entry is not None:
-        proposed = model_trace if guide is None else guide_trace
+        proposed = model_trace if proposes else guide_trace
         first_dim = -1 - layout.nesting - (num_samples > 1 and layout.vectorizes)
         with _particles(batch, num_samples, layout, given) as model_rows:
             model_trace = trace_enumerated(model, proposed, model_rows, states, first_dim)
     elif states is not None:
-        proposed = model_trace if guide is None else guide_trace
+        proposed = model_trace if proposes else guide_trace
         latents = {
             name: layout.collect(name, site["value"], num_samples)
             for name, site in random_sites(proposed).items()

@@ -51,8 +51,7 @@ class States:
 
     def events(self, name: str) -> Tensor:
         """The values of one event of a site, (S, *event_shape)."""
-        table, shape = self.tables[name], self.shapes[name]
-        event_shape = shape[len(shape) - self.event_dims[name] :]
+        table, event_shape = self.tables[name], self._event_shape(name)
         coordinates = event_shape.numel() // table.shape[1:].numel()
         places = len(table) ** torch.arange(coordinates, device=table.device)
         digits = torch.arange(len(table) ** coordinates, device=table.device)[:, None] // places % len(table)
@@ -62,6 +61,16 @@ class States:
         """The logarithm of how many states one event of a site has."""
         table = self.tables[name]
         return event_shape.numel() // table.shape[1:].numel() * math.log(len(table))
+
+    def log_events(self, name: str) -> float:
+        """`log_count` of a site's own event shape."""
+        return self.log_count(name, self._event_shape(name))
+
+    def per_entry_of(self, num_states: int) -> States:
+        """The same states, to be summed out entry by entry at so many states of a site at once."""
+        found = copy(self)
+        found.per_entry = num_states
+        return found
 
     def besides(self, names: Collection[str]) -> States:
         """The states of the sites that are not among `names`."""
@@ -81,6 +90,9 @@ class States:
             values = table.to(numbers.device)[digits].reshape(len(numbers), 1, *self.shapes[name])
             latents[name] = values.expand(-1, num_data, *values.shape[2:])
         return latents
+
+    def _event_shape(self, name: str) -> torch.Size:
+        return self.shapes[name][len(self.shapes[name]) - self.event_dims[name] :]
 
     def _coordinates(self, name: str) -> int:
         return self.shapes[name].numel() // self.tables[name].shape[1:].numel()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pvae.contexts import seeded
+from pvae.enumerable import entry_by_entry
 from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
+from pvae.runs import run_pair
 from pvae.sites import Batch, as_batch
 from pvae.states import States
 from pvae.store import private_store
@@ -23,11 +27,12 @@ __all__ = ["Enumeration", "JointStates", "joint_states"]
 class Enumeration:
     """log p(x) = log sum_z p(x, z) over every joint state z of discrete latents: exact, without a guide.
 
-    Bernoulli, categorical, one-hot and binomial sites, over event dims and plates inside the data plate; each entry
-    multiplies the number of states. `mc_standard_errors` is 0, `khat` is -inf and `ess` the number of states.
+    Bernoulli, categorical, one-hot and binomial sites, over event dims and plates inside the data plate. Entries of a
+    plate are summed one by one, and chains step by step, where the model's nets take dims left of the batch; elsewhere
+    each entry multiplies the number of states. `mc_standard_errors` is 0, `khat` -inf and `ess` the number of states.
 
     Args:
-        max_states: refuse more joint states than this.
+        max_states: refuse more joint states than this where they have to be taken one by one, or at one entry.
 
     Attributes: `num_samples`, the number of states, known from the first batch on and 0 before.
 
@@ -48,9 +53,18 @@ class Enumeration:
 
     def _estimate(self, model: Any, batch: Batch) -> Estimate:
         joint = Joint(model, batch, sums_out=False)
-        log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
-        self.num_samples = sum(map(len, log_joints))
-        values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
+        states = States(joint.sites, joint.shapes)
+        self.num_samples = states.count
+        with seeded(0, batch[0].device):
+            layout = entry_by_entry(model, None, batch, replace(joint.layout, summed=states))
+        copies = math.inf if layout is None or layout.summed is None else layout.summed.copies
+        most = joint.rows_at_once if states.count <= self.max_states else self.max_states
+        if layout is not None and copies <= most:
+            weights = run_pair(model, None, batch, 1, layout).log_weights()
+            values = (weights.log_likelihood.double() + weights.log_prior.double())[0]
+        else:
+            log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
+            values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
         return Estimate(
             values=values.cpu(),
             mc_standard_errors=torch.zeros_like(values).cpu(),
