@@ -75,28 +75,31 @@ class Elimination:
             factors = self._without_leaves(factors)
         if not factors:
             return []
-        return [self.unpacked(self._contract(factors, {*self.symbols.values()}, self._kept, set()))]
+        return [self.unpacked(self._contract(factors, self._ring()))]
 
     def draw(self) -> dict[str, Tensor]:
         """The number of a state for every entry of every site to sum out, from their joint posterior.
 
         Each is a tensor over the plates of the site, as in a run.
         """
-        factors, left, drawn = dict(self.factors), {*self.symbols.values()}, {}
-        for name, letter in self.symbols.items():
-            site = self.sites[name]
-            index: Packed = torch.zeros((), dtype=torch.long, device=site["value"].device)
-            if any(letter in factor._pyro_dims for factor in factors.values()):
-                logits = self._contract(factors, left, frozenset(_plates(site)), {letter})
-                dims = logits._pyro_dims
-                logits = logits.movedim(dims.index(letter), -1)
-                index = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
-                index._pyro_dims = dims.replace(letter, "")
-                factors = {each: self.at(factor, {name: index}) for each, factor in factors.items()}
-                index = self.unpacked(index)
-            left.remove(letter)
-            drawn[name] = index.expand(_plate_shape(site))
-        return drawn
+        ring = self._ring()
+        self._contract(self.factors, ring)
+        names = {letter: name for name, letter in self.symbols.items()}
+        indices: dict[str, Packed] = {}
+        # What a sum over a site left open was summed over after it, and is drawn by now.
+        for letter, term in reversed(ring.summed):
+            site = self.sites[names[letter]]
+            logits = ring.broadcast(self.at(term, indices), frozenset(_plates(site)))
+            dims = logits._pyro_dims
+            logits = logits.movedim(dims.index(letter), -1)
+            index = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
+            index._pyro_dims = dims.replace(letter, "")
+            indices[names[letter]] = index
+        only = torch.zeros((), dtype=torch.long, device=next(iter(self.sites.values()))["value"].device)
+        return {
+            name: (self.unpacked(indices[name]) if name in indices else only).expand(_plate_shape(self.sites[name]))
+            for name in self.symbols
+        }
 
     def at(self, factor: Packed, indices: Mapping[str, Packed]) -> Packed:
         """A factor at states of some sites, given as packed tensors of their numbers."""
@@ -114,16 +117,17 @@ class Elimination:
         dims = {letter: dim for site in self.sites.values() for dim, letter in _letters(site).items()}
         return packed.unpack(value, dims)
 
-    def _contract(
-        self, factors: Mapping[str, Packed], letters: set[str], plates: frozenset[str], kept: set[str]
-    ) -> Packed:
-        tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    def _ring(self) -> _LogSums:
         sizes = {_letters(site)[f.dim]: f.size for site in self.sites.values() for f in _frames(site)}
+        for factor in self.factors.values():
+            sizes.update(zip(factor._pyro_dims, factor.shape, strict=True))
+        return _LogSums(cache={}, dim_to_size=sizes)
+
+    def _contract(self, factors: Mapping[str, Packed], ring: _LogSums) -> Packed:
+        tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
         for name, factor in factors.items():
             tree.setdefault(frozenset(_plates(self.sites[name])), []).append(factor)
-            sizes.update(zip(factor._pyro_dims, factor.shape, strict=True))
-        ring = _LogSums(cache={}, dim_to_size=sizes)
-        return contract_to_tensor(tree, letters, target_ordinal=plates, target_dims=kept, ring=ring)
+        return contract_to_tensor(tree, {*self.symbols.values()}, target_ordinal=self._kept, ring=ring)
 
     def _without_leaves(self, factors: dict[str, Packed]) -> dict[str, Packed]:
         """The factors that are left when sites whose own factor sums to 1 are summed out."""
@@ -148,7 +152,14 @@ class Elimination:
 
 
 class _LogSums(LogRing):
-    """Sums of products of exponentials by `logsumexp`, which no difference between factors' sizes underflows."""
+    """Sums of products of exponentials by `logsumexp`, which no difference between factors' sizes underflows.
+
+    `summed` holds, in order, the letter of each dim that was summed out and the sum of the terms that had it.
+    """
+
+    def __init__(self, cache: dict[Any, Any], dim_to_size: dict[str, int]) -> None:
+        super().__init__(cache, dim_to_size)
+        self.summed: list[tuple[str, Packed]] = []
 
     def sumproduct(self, terms: Iterable[Packed], dims: Iterable[str]) -> Packed:
         """Add the terms up, and sum `dims` out one after the other, the cheapest first."""
@@ -159,6 +170,7 @@ class _LogSums(LogRing):
             letter = min(costs, key=costs.__getitem__)
             del costs[letter]
             term = _added([term for term in left if letter in term._pyro_dims], first=letter)
+            self.summed.append((letter, term))
             rest, term = term._pyro_dims.replace(letter, ""), term.logsumexp(0)
             term._pyro_dims = rest
             left = [other for other in left if letter not in other._pyro_dims] + [term]
