@@ -15,7 +15,7 @@ from pvae.pair_run import PairRun, log_probs_of
 from pvae.places import Layout, Place, place_of
 from pvae.runs import run_pair, trace_pair
 from pvae.sites import Batch, data_plate, random_sites
-from pvae.states import States
+from pvae.states import States, Way
 
 __all__ = ["entry_by_entry", "trial_batch"]
 
@@ -28,22 +28,26 @@ _MOST_BYTES = 2**29
 def entry_by_entry(model: Any, guide: Any, batch: Batch, layout: Layout) -> Layout | None:
     """The layout for summing entry by entry; None where the pair takes its states only one by one.
 
-    Tried with a dim of particles, then with copies of the batch. At a random joint state, every log probability has to
+    Tried with the states along dims of their own, then as copies in each of which all entries of a plate are alike;
+    each with a dim of particles, then with copies of the batch. At a random joint state, every log probability has to
     be that of a run of its own: a net that mixes dims, and an entry that depends on another one's state, are found so.
     """
     states = layout.summed
     if states is None or max(map(states.log_events, states.tables)) > math.log(_MOST_STATES):
         return None
     batch = trial_batch(model, guide, batch)
-    for vectorizes in (True, False):
-        tried = replace(layout, vectorizes=vectorizes, summed=states.per_entry_of(1))
+    ways: list[tuple[Way, bool]] = [(way, vectorizes) for way in ("dims", "alike") for vectorizes in (True, False)]
+    for way, vectorizes in ways:
+        tried = replace(layout, vectorizes=vectorizes, summed=states.summed(way))
+        if way == "alike" and states.summed(way).count >= min(states.count, _MOST_STATES):
+            continue
         try:
             with _Bounded():
                 num_states = _agreed_states(model, guide, batch, tried)
         except Exception:  # whatever a net trips over, it does not take states beside each other
             continue
         if num_states is not None and num_states <= _MOST_STATES:
-            return replace(tried, summed=states.per_entry_of(num_states))
+            return replace(tried, summed=states.summed(way, num_states))
     return None
 
 

@@ -24,8 +24,8 @@ def repeated(latents: Mapping[str, Tensor], states: States, num_samples: int, ba
     if count > _MOST_STATES:
         raise ValueError(
             f"the enumerated sites {sorted(states.tables)} have {count:.3g} joint states, more than {_MOST_STATES}; "
-            "let a guide such as Bernoulli or Categorical draw some of them, or write nets that take dims left of the "
-            "batch and plates whose entries depend on no other entry, so that each is summed by itself"
+            "let a guide such as Bernoulli or Categorical draw some of them, or write plates whose entries depend on "
+            "no other entry, each of which is then summed by itself"
         )
     numbers = torch.arange(count, device=batch[0].device)
     values = states.values(numbers.repeat_interleave(num_samples), len(batch[0]))

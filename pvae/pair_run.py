@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.alike import spread
 from pvae.elimination import Elimination
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
@@ -81,7 +82,7 @@ class PairRun:
 
     @property
     def _num_states(self) -> int:
-        return 1 if self.states is None or self.states.per_entry is not None else self.states.count
+        return 1 if self.states is None or self.states.way == "dims" else self.states.count
 
     def require_all_drawn(self, what: str) -> None:
         """Raise ValueError if sites are summed out, for `what` looks at one site after the other."""
@@ -95,7 +96,7 @@ class PairRun:
         """Draws of the sites that are summed out from p(y | x, z) at each draw z, (K, B, ...)."""
         if self.states is None:
             return {}
-        if self.states.per_entry is not None:
+        if self.states.way != "joint":
             return {
                 name: self.layout.collect(name, self.states.events(name)[index], self.num_samples)
                 for name, index in self.elimination().draw().items()
@@ -221,11 +222,11 @@ class PairRun:
     def _collect(
         self, of_model: Callable[..., Tensor], of_guide: Callable[..., Tensor], *, normalized: bool = True
     ) -> LogWeights:
-        if self.states is not None and self.states.per_entry is not None:
+        if self.states is not None and self.states.way != "joint":
             log_likelihood, log_prior = self._entry_by_entry(of_model, normalized)
         else:
             log_likelihood, log_prior = self._of_model(of_model)
-        if self.states is not None and self.states.per_entry is None:
+        if self.states is not None and self.states.way == "joint":
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
         if self.guide_plate is None:
             log_guide = log_prior
@@ -260,8 +261,11 @@ class PairRun:
     def elimination(self, of_site: Callable[..., Tensor] | None = None) -> Elimination:
         """The model's sites as factors over the states of those that are summed out entry by entry."""
         assert self.states is not None
-        names = self.states.tables
-        return Elimination(self.model, log_probs_of(self.model, names, of_site), names, self.model_plate)
+        names, sites = self.states.tables, self.model
+        log_probs = log_probs_of(sites, names, of_site)
+        if self.states.way == "alike":
+            sites, log_probs = spread(sites, log_probs, self.states, self.layout, self.model_plate)
+        return Elimination(sites, log_probs, names, self.model_plate)
 
     def _sum(self, log_probs: list[Tensor], plate: Plate | None, num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""

@@ -62,7 +62,7 @@ def run_pair(
         if proposes or states is None:
             model_trace = trace_model(model, guide_trace, rows)
     model_rows = rows
-    if states is not None and states.per_entry is not None:
+    if states is not None and states.way == "dims":
         proposed = model_trace if proposes else guide_trace
         first_dim = -1 - layout.nesting - (num_samples > 1 and layout.vectorizes)
         with _particles(batch, num_samples, layout, given) as model_rows:

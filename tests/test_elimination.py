@@ -28,6 +28,17 @@ def draws(*shape, seed=0):
     return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
+def drawn_of(run):
+    """Draws of what a run sums out."""
+    with seeded(0):
+        return run.draw_summed()
+
+
+def is_near(shares, exact, num):
+    """Whether shares of so many draws are within 5 standard errors; a rare state may come five times."""
+    return ((shares - exact).abs() < 5 * (exact * (1 - exact) / num).sqrt() + 5 / num).all()
+
+
 def run_of(model, guide, batch, num_samples, given=None):
     """A run of the pair, and its layout."""
     with private_store(model, guide), seeded(0):
@@ -227,6 +238,22 @@ class Mixed(nn.Module):
         return torch.stack(joint).logsumexp(0), torch.stack(prior).logsumexp(0)
 
 
+class Viewed(Mixed):
+    """As `Mixed`, in Python that takes no dim left of a data dim on which all entries stand."""
+
+    def forward(self, x, observed):
+        pyro.module("mixed", self)
+        with pyro.plate("data", len(x), dim=-1):
+            cluster = pyro.sample("cluster", dist.Categorical(logits=self.cluster), infer=PARALLEL).view(len(x))
+            scale = pyro.sample("scale", dist.LogNormal(cluster.to(x.dtype), 0.5))
+            with pyro.plate("words", self.num_words, dim=-2):
+                logits = self.topic[cluster].expand(self.num_words, len(x), 3)
+                topic = pyro.sample("topic", dist.Categorical(logits=logits), infer=PARALLEL)
+                with pyro.poutine.mask(mask=observed.T):
+                    loc = self.loc[cluster, topic.view(self.num_words, len(x))]
+                    pyro.sample("x", dist.Normal(loc, scale), obs=x.T)
+
+
 def scales(x, observed):
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("scale", dist.LogNormal(x.mean(-1), 1.0))
@@ -246,11 +273,12 @@ def test_clusters_of_data_and_topics_of_words_are_the_sum_over_all_states(num_sa
     assert run.draw_summed()["topic"].shape == (num_samples, num_data, num_words)
 
 
-def test_what_is_summed_is_drawn_from_its_posterior():
-    model = Mixed()
+@pytest.mark.parametrize("build", [Mixed, lambda: Viewed(3)], ids=["dims", "copies"])
+def test_what_is_summed_is_drawn_from_its_posterior(build):
+    model = build()
     x, observed = draws(1, 3, seed=4).expand(20_000, 3), torch.tensor([True, True, False]).expand(20_000, 3)
     scale = torch.tensor(0.8, dtype=DOUBLE).expand(1, len(x))
-    drawn = run_of(model, scales, (x, observed), 1, given={"scale": scale}).draw_summed()
+    drawn = drawn_of(run_of(model, scales, (x, observed), 1, given={"scale": scale}))
     assert drawn["cluster"].shape == (1, len(x))
     assert drawn["topic"].shape == (1, len(x), 3)
     states = [*itertools.product(range(2), range(3), range(3), range(3))]
@@ -263,13 +291,13 @@ def test_what_is_summed_is_drawn_from_its_posterior():
     exact = torch.stack(log_joint).softmax(0).detach()
     found = torch.cat([drawn["cluster"][0, :, None], drawn["topic"][0]], -1)
     shares = torch.stack([(found == torch.tensor(state)).all(-1).double().mean() for state in states])
-    assert ((shares - exact).abs() < 5 * (exact * (1 - exact) / len(x)).sqrt() + 1e-12).all()
+    assert is_near(shares, exact, len(x))
 
 
 def test_paths_of_a_chain_are_drawn_from_their_posterior():
     model, x = Chain(4), draws(1, 4, seed=5).expand(20_000, 4)
     u = torch.tensor(0.3, dtype=DOUBLE).expand(1, len(x))
-    drawn = run_of(model, None, (x,), 1, given={"u": u}).draw_summed()
+    drawn = drawn_of(run_of(model, None, (x,), 1, given={"u": u}))
     found = torch.stack([drawn[f"z_{step}"][0] for step in range(4)], -1)
     paths, log_joint = [*itertools.product(range(3), repeat=4)], []
     for path in paths:
@@ -278,7 +306,7 @@ def test_paths_of_a_chain_are_drawn_from_their_posterior():
         log_joint.append(log_prob + dist.Normal(model.loc[[*path]] + 0.3, 1.0).log_prob(x[0]).sum())
     exact = torch.stack(log_joint).softmax(0).detach()
     shares = torch.stack([(found == torch.tensor(path)).all(-1).double().mean() for path in paths])
-    assert ((shares - exact).abs() < 5 * (exact * (1 - exact) / len(x)).sqrt() + 1e-4).all()
+    assert is_near(shares, exact, len(x))
 
 
 KINDS = {
@@ -401,13 +429,31 @@ def test_crossed_plates_are_summed_over_their_joint_states():
     torch.testing.assert_close(found, torch.stack(terms).logsumexp(0), rtol=0, atol=1e-10)
 
 
-def test_a_net_that_takes_no_dims_for_states_is_refused_in_a_line():
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_nets_that_take_no_dims_for_states_run_on_copies(num_samples):
+    model, x = Viewed(20), draws(5, 20, seed=4)
+    observed = torch.arange(20) < torch.tensor([[20], [1], [12], [3], [0]])
+    run = run_of(model, scales, (x, observed), num_samples)
+    assert not run.layout.vectorizes
+    assert run.states.copies == 2 * 3
+    like = Mixed(20)
+    other = run_of(like, None, (x, observed), num_samples, given=run.latents).log_weights()
+    weights = run.log_weights()
+    torch.testing.assert_close(weights.log_prior, other.log_prior, rtol=0, atol=1e-11)
+    torch.testing.assert_close(weights.log_likelihood, other.log_likelihood, rtol=0, atol=1e-10)
+    found = torch.autograd.grad(weights.log_likelihood.sum(), model.parameters())
+    for mine, theirs in zip(found, torch.autograd.grad(other.log_likelihood.sum(), like.parameters()), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+    assert run.draw_summed()["topic"].shape == (num_samples, 5, 20)
+
+
+def test_many_entries_that_hang_together_are_refused_in_a_line():
     def model(x):
         with pyro.plate("data", len(x), dim=-1), pyro.plate("bits", 20, dim=-2):
             y = pyro.sample("y", dist.Bernoulli(x.new_tensor(0.3)).expand([20, len(x)]), infer=PARALLEL)
-            pyro.sample("x", dist.Normal(y.view(20, len(x)), 1.0), obs=x.T)
+            pyro.sample("x", dist.Normal(y.sum(-2, keepdim=True), 1.0), obs=x.T)
 
-    with pytest.raises(ValueError, match=r"'y'.*1.05e.06 joint states.*dims left of") as error:
+    with pytest.raises(ValueError, match=r"'y'.*1.05e.06 joint states.*no other entry") as error:
         pvae.log_weights(model, None, draws(3, 20), 1)
     assert "\n" not in str(error.value)
 
