@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,7 +32,7 @@ def entry_by_entry(model: Any, guide: Any, batch: Batch, layout: Layout) -> Layo
     be that of a run of its own: a net that mixes dims, and an entry that depends on another one's state, are found so.
     """
     states = layout.summed
-    if states is None or max(map(states.log_events, states.tables)) > math.log(_MOST_STATES):
+    if states is None or states.largest > _MOST_STATES:
         return None
     batch = trial_batch(model, guide, batch)
     ways: list[tuple[Way, bool]] = [(way, vectorizes) for way in ("dims", "alike") for vectorizes in (True, False)]

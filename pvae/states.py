@@ -51,6 +51,11 @@ class States:
         return math.prod(len(table) ** self._digits(name) for name, table in self.tables.items())
 
     @property
+    def count_in_words(self) -> str:
+        """The count, which may be too large for a float, for a message."""
+        return f"{self.count:.3g}" if self.count < 10**300 else f"10^{int(math.log10(self.count))}"
+
+    @property
     def copies(self) -> int:
         """How many times over a run evaluates a model to sum them out."""
         return self._num_states if self.way == "dims" else self.count
@@ -68,9 +73,10 @@ class States:
         table = self.tables[name]
         return event_shape.numel() // table.shape[1:].numel() * math.log(len(table))
 
-    def log_events(self, name: str) -> float:
-        """`log_count` of a site's own event shape."""
-        return self.log_count(name, self._event_shape(name))
+    @property
+    def largest(self) -> int:
+        """The largest number of states that one event of a site has."""
+        return max(len(t) ** (self._event_shape(n).numel() // t.shape[1:].numel()) for n, t in self.tables.items())
 
     def summed(self, way: Way, num_states: int = 1) -> States:
         """The same states, to be summed out in some way; by "dims" at so many states of a site at once."""

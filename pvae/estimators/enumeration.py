@@ -23,6 +23,9 @@ from pvae.weights import check_num_samples
 
 __all__ = ["Enumeration", "JointStates", "joint_states"]
 
+# What a tensor of whole numbers holds.
+_MOST_TO_TELL = 2**62
+
 
 class Enumeration:
     """log p(x) = log sum_z p(x, z) over every joint state z of discrete latents: exact, without a guide.
@@ -34,7 +37,7 @@ class Enumeration:
     Args:
         max_states: refuse more joint states than this where they have to be taken one by one, or at one entry.
 
-    Attributes: `num_samples`, the number of states, known from the first batch on and 0 before.
+    Attributes: `num_samples`, the number of joint states, at most 2^62, known from the first batch on and 0 before.
 
     Raises: ValueError for a max_states below 1; on use, for latents that are continuous, without a finite support or
         with too many joint states.
@@ -54,15 +57,9 @@ class Enumeration:
     def _estimate(self, model: Any, batch: Batch) -> Estimate:
         joint = Joint(model, batch, sums_out=False)
         states = States(joint.sites, joint.shapes)
-        self.num_samples = states.count
-        with seeded(0, batch[0].device):
-            layout = entry_by_entry(model, None, batch, replace(joint.layout, summed=states))
-        copies = math.inf if layout is None or layout.summed is None else layout.summed.copies
-        most = joint.rows_at_once if states.count <= self.max_states else self.max_states
-        if layout is not None and copies <= most:
-            weights = run_pair(model, None, batch, 1, layout).log_weights()
-            values = (weights.log_likelihood.double() + weights.log_prior.double())[0]
-        else:
+        self.num_samples = min(states.count, _MOST_TO_TELL)
+        values = self._entry_by_entry(model, joint, states)
+        if values is None:
             log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
             values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
         return Estimate(
@@ -71,6 +68,18 @@ class Enumeration:
             ess=torch.full_like(values, self.num_samples).cpu(),
             khat=torch.full_like(values, -math.inf).cpu(),
         )
+
+    def _entry_by_entry(self, model: Any, joint: Joint, states: States) -> Tensor | None:
+        """log p(x), (B,), with each entry of a plate summed by itself; None where chunks of joint states are better."""
+        most = joint.rows_at_once if states.count <= self.max_states else self.max_states
+        if states.largest > most:
+            return None
+        with torch.no_grad(), seeded(0, joint.batch[0].device):
+            layout = entry_by_entry(model, None, joint.batch, replace(joint.layout, summed=states))
+        if layout is None or layout.summed is None or layout.summed.copies > most:
+            return None
+        weights = run_pair(model, None, joint.batch, 1, layout).log_weights()
+        return (weights.log_likelihood.double() + weights.log_prior.double())[0]
 
 
 class JointStates(NamedTuple):
@@ -111,8 +120,8 @@ def _chunks(joint: Joint, max_states: int) -> Iterator[dict[str, Tensor]]:
     states = States(joint.sites, joint.shapes)
     if states.count > max_states:
         raise ValueError(
-            f"the latents have {states.count:.3g} joint states, more than max_states={max_states}; raise it, or use "
-            "ImportanceSampling"
+            f"the latents have {states.count_in_words} joint states, more than max_states={max_states}; raise it, or "
+            "use ImportanceSampling"
         )
     batch = joint.batch[0]
     for numbers in torch.arange(states.count, device=batch.device).split(joint.rows_at_once):
