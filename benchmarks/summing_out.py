@@ -54,7 +54,7 @@ def guide_of_chain(x: Tensor) -> None:
 def measure(smoke: bool = False) -> Rows:
     """One row per model and contestant, on one thread."""
     generator = torch.Generator().manual_seed(0)
-    num_samples, blocks = (2, 1) if smoke else (200, 7)
+    num_samples, blocks = (2, 2) if smoke else (200, 7)
     words = torch.randint(_VOCABULARY, (5, 4 if smoke else 40), generator=generator)
     series = torch.randn(20, 4 if smoke else 30, generator=generator)
     threads = torch.get_num_threads()
