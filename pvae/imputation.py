@@ -184,7 +184,7 @@ class _Imputer:
     def _chunks(self, batch: Batch, num: int) -> list[int]:
         """Particles of each chunk, so many in all."""
         states = self._layout(batch).summed
-        most = max(1, rows_at_once(batch) // (len(batch[0]) * (1 if states is None else states.count)))
+        most = max(1, rows_at_once(batch) // (len(batch[0]) * (1 if states is None else states.copies)))
         return [min(most, num - start) for start in range(0, num, most)]
 
     def _layout(self, batch: Batch) -> Layout:

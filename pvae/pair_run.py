@@ -14,6 +14,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.alike import spread
+from pvae.elimination import Elimination
 from pvae.implicit import refusal_of
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
@@ -85,7 +87,7 @@ class PairRun:
 
     @property
     def _num_states(self) -> int:
-        return 1 if self.states is None else self.states.count
+        return 1 if self.states is None or self.states.way == "dims" else self.states.count
 
     def require_all_drawn(self, what: str) -> None:
         """Raise ValueError if sites are summed out, for `what` looks at one site after the other."""
@@ -99,6 +101,11 @@ class PairRun:
         """Draws of the sites that are summed out from p(y | x, z) at each draw z, (K, B, ...)."""
         if self.states is None:
             return {}
+        if self.states.way != "joint":
+            return {
+                name: self.layout.collect(name, self.states.events(name)[index], self.num_samples)
+                for name, index in self.elimination().draw().items()
+            }
         log_likelihood, log_prior = self._of_model(log_prob_of)
         index = draw_state(log_likelihood + log_prior, self.states.count)
         values = self.states.values(torch.arange(self.states.count, device=index.device), self.num_data)
@@ -132,7 +139,7 @@ class PairRun:
         def score(placed: Placed) -> Tensor:
             return of_model.inside(placed, log_prob_of(placed))
 
-        parts = self._collect(score, self._scaled)
+        parts = self._collect(score, self._scaled, normalized=of_model.shared is True)
         rest = of_model.outside
         if isinstance(self._common.shared, Tensor):
             rest = torch.where(self._common.shared, 1.0, torch.as_tensor(rest))
@@ -152,7 +159,7 @@ class PairRun:
     @property
     def skipped(self) -> Tensor | None:
         """The data (B,) whose masks `log_weights` does not count; None where no mask is of that kind."""
-        return left_out(self._all_sites, self.num_data)
+        return left_out([*self._of_the_model_besides(()), *self._placed(self.guide | self.reverse)], self.num_data)
 
     def penalty(self) -> Tensor | None:
         """What `pyro.factor` statements of the guide take off the objective, (K, B), scaled; None without any.
@@ -161,7 +168,7 @@ class PairRun:
         """
         if not self.factors:
             return None
-        terms = [(placed, log_prob_of(placed) * own_scale(placed)) for placed in self._placed(self.factors)]
+        terms = [(placed[1], log_prob_of(placed) * own_scale(placed)) for placed in self._placed(self.factors)]
         return self._sum(terms)
 
     def terms(self) -> dict[tuple[str, str], Tensor]:
@@ -177,7 +184,9 @@ class PairRun:
             for placed in sites:
                 if refusal_of(placed[0]) is None and not isinstance(base_of(placed[0]["fn"]), Delta):
                     with suppress(ValueError):
-                        found[function, placed[0]["name"]] = self._sum([(placed, log_prob_of(placed, skipped))], rows)
+                        found[function, placed[0]["name"]] = self._sum(
+                            [(placed[1], log_prob_of(placed, skipped))], rows
+                        )
         return found
 
     def average(self, values: Tensor) -> Tensor:
@@ -185,7 +194,7 @@ class PairRun:
         if self.branches is None:
             return values.mean(0)
         branched = self._placed({name: self.guide[name] for name in self.branches.tables})
-        log_probs = [(placed, log_prob_of(placed, masked=self._share(placed[0]["name"]))) for placed in branched]
+        log_probs = [(placed[1], log_prob_of(placed, masked=self._share(placed[0]["name"]))) for placed in branched]
         probs = self._sum(log_probs).exp()
         return (probs * values).sum(0) * self.branches.count / self.num_samples
 
@@ -200,7 +209,7 @@ class PairRun:
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
         chosen = self._placed({name: self.guide[name] for name in names})
-        return self._sum([(placed, self._scaled(placed)) for placed in chosen])
+        return self._sum([(placed[1], self._scaled(placed)) for placed in chosen])
 
     def log_guide_at_observed(self) -> Tensor:
         """Sum of log q(y | ...) over labels that are known, (K, B); 0 where one is not.
@@ -213,7 +222,7 @@ class PairRun:
             seen = self.model.get(f"{name.removesuffix('_unobserved')}_observed")
             if name.endswith("_unobserved") and seen is not None and seen["is_observed"]:
                 log_prob = placed[0]["fn"].log_prob(seen["value"])
-                terms.append((placed, scale_and_mask(log_prob, mask=seen["mask"])))
+                terms.append((placed[1], scale_and_mask(log_prob, mask=seen["mask"])))
         return self._sum(terms)
 
     @property
@@ -233,7 +242,7 @@ class PairRun:
         placed = self._placed(self.guide | self.reverse) or [
             each for each in self._of_the_model if not each[0]["is_observed"]
         ]
-        return {each[0]["name"]: self._sum([(each, self._kl_term(each, analytic))]) for each in placed}
+        return {each[0]["name"]: self._sum([(each[1], self._kl_term(each, analytic))]) for each in placed}
 
     def _kl_term(self, placed: Placed, analytic: bool) -> Tensor:
         site, name = placed[0], placed[0]["name"]
@@ -275,8 +284,10 @@ class PairRun:
 
     @property
     def _of_the_model(self) -> list[Placed]:
+        return self._of_the_model_besides(() if self.states is None else self.states.tables)
+
+    def _of_the_model_besides(self, summed: Collection[str]) -> list[Placed]:
         """The model's sites with its data plate; the own mask of one that is summed out does not count, as in Pyro."""
-        summed = () if self.states is None else self.states.tables
         return [
             ({**site, "mask": None} if name in summed else site, self.model_plate) for name, site in self.model.items()
         ]
@@ -289,30 +300,62 @@ class PairRun:
         """Sites of the guide with its data plate."""
         return [] if self.guide_plate is None else [(site, self.guide_plate) for site in sites.values()]
 
-    def _collect(self, of_model: Callable[[Placed], Tensor], of_guide: Callable[[Placed], Tensor]) -> LogWeights:
-        log_likelihood, log_prior = self._of_model(of_model)
-        if self.states is not None:
+    def _collect(
+        self, of_model: Callable[[Placed], Tensor], of_guide: Callable[[Placed], Tensor], *, normalized: bool = True
+    ) -> LogWeights:
+        if self.states is not None and self.states.way != "joint":
+            log_likelihood, log_prior = self._entry_by_entry(of_model, normalized)
+        else:
+            log_likelihood, log_prior = self._of_model(of_model)
+        if self.states is not None and self.states.way == "joint":
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
         if self.guide:
-            log_guide = self._sum([(placed, of_guide(placed)) for placed in self._of_the_guide])
+            log_guide = self._sum([(placed[1], of_guide(placed)) for placed in self._of_the_guide])
         else:
             log_guide = log_prior
         if self.reverse:
-            log_prior = log_prior - self._sum([(placed, of_guide(placed)) for placed in self._placed(self.reverse)])
+            log_prior = log_prior - self._sum([(placed[1], of_guide(placed)) for placed in self._placed(self.reverse)])
         return LogWeights(log_likelihood, log_prior, log_guide)
 
     def _of_model(self, of_site: Callable[[Placed], Tensor]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
-        parts: tuple[list[tuple[Placed, Tensor]], list[tuple[Placed, Tensor]]] = ([], [])
+        parts: tuple[list[tuple[Plate, Tensor]], list[tuple[Plate, Tensor]]] = ([], [])
         for placed in self._of_the_model:
-            parts[not placed[0]["is_observed"]].append((placed, of_site(placed)))
+            parts[not placed[0]["is_observed"]].append((placed[1], of_site(placed)))
         return self._sum(parts[0], self._num_states), self._sum(parts[1], self._num_states)
 
-    def _sum(self, log_probs: Sequence[tuple[Placed, Tensor]], num_states: int = 1) -> Tensor:
+    def _entry_by_entry(self, of_site: Callable[[Placed], Tensor], normalized: bool) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z), (K, B), the summed sites eliminated; the `normalized` ones sum to 1."""
+        elimination, plate = self.elimination(of_site), self.model_plate
+        latent = [name for name, site in self.model.items() if not site["is_observed"]]
+        of_latents = self._sum([(plate, each) for each in elimination.log_sum(latent, normalized=normalized)])
+        of_all = self._sum([(plate, each) for each in elimination.log_sum(self.model, normalized=normalized)])
+        free: dict[bool, list[tuple[Plate, Tensor]]] = {True: [], False: []}
+        for name in elimination.free:
+            free[name in latent].append((plate, elimination.log_probs[name]))
+        log_likelihood, log_prior = (self._sum(free[is_latent]) for is_latent in (False, True))
+        return log_likelihood + of_all - of_latents, log_prior + of_latents
+
+    def log_probs(
+        self, summed: Collection[str], of_site: Callable[[Placed], Tensor] = log_prob_of
+    ) -> dict[str, Tensor]:
+        """The log probability of each site of the model, that of `summed` ones without their own masks."""
+        return {placed[0]["name"]: of_site(placed) for placed in self._of_the_model_besides(summed)}
+
+    def elimination(self, of_site: Callable[[Placed], Tensor] = log_prob_of) -> Elimination:
+        """The model's sites as factors over the states of those that are summed out entry by entry."""
+        assert self.states is not None
+        names, sites = self.states.tables, self.model
+        log_probs = self.log_probs(names, of_site)
+        if self.states.way == "alike":
+            sites, log_probs = spread(sites, log_probs, self.states, self.layout, self.model_plate)
+        return Elimination(sites, log_probs, names, self.model_plate)
+
+    def _sum(self, log_probs: Sequence[tuple[Plate, Tensor]], num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""
         device = next(iter(self.model.values()))["value"].device
         total = torch.zeros((), device=device)
-        for (_, plate), log_prob in log_probs:
+        for plate, log_prob in log_probs:
             lead = self.layout.nesting - log_prob.dim()
             full = log_prob.reshape((1,) * lead + log_prob.shape) if lead > 0 else log_prob
             inner = [dim for dim in range(-self.layout.nesting, 0) if dim != plate.dim]

@@ -63,6 +63,10 @@ class Layout:
         rest = None if self.summed is None else self.summed.besides(names)
         return rest if rest is not None and rest.tables else None
 
+    def sums_all_but(self, names: Collection[str], states: States) -> bool:
+        """Whether no latent site is left to draw once some are given and others summed out."""
+        return self.places.keys() <= {*names, *states.tables}
+
     def arrange(self, name: str, value: Tensor) -> Tensor:
         """A latent value (K, B, ...) in the shape that the site has in a run with this layout."""
         num_samples, num_data = value.shape[:2]

@@ -20,6 +20,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pvae.contexts import seeded
+from pvae.enumerable import entry_by_entry
 from pvae.guards import Guard
 from pvae.implicit import refusal_of
 from pvae.pair_run import PairRun
@@ -65,8 +66,8 @@ class _Referee:
             self._single(self._draws(run))
             return self.layout
         reasons = []
-        for vectorizes in (True, False):
-            layout = replace(self.layout, vectorizes=vectorizes)
+        found = entry_by_entry(self.model, self.guide, self.batch, self.layout)
+        for layout in [replace(self.layout, vectorizes=each) for each in (True, False)] if found is None else [found]:
             try:
                 run = self._run(layout, self.num_samples, self.batch)
                 draws = self._draws(run)
@@ -74,14 +75,15 @@ class _Referee:
             except Exception as error:  # whatever a net trips over, it does not run so
                 reasons.append(" ".join(str(error).split())[:200])
                 continue
-            if vectorizes and not _holds_particles(run):
+            if layout.vectorizes and not _holds_particles(run):
                 continue
             single = self._single(draws)
             if (site := _differs(rows, single)) is None:
                 return layout
             reasons.append(f"site '{site}' has another log density with several particles than with one at a time")
-        if not has_states:
-            self.verdict(many=False)
+        if has_states:
+            raise ValueError(f"the pair cannot be run at all states of what is summed out: {reasons[-1]}")
+        self.verdict(many=False)
         raise NoParticles(
             f"the pair runs with one particle at a time only: {reasons[-1]}; let its functions take a batch of any "
             "length, or its nets any number of leading dims, or draw one particle"

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pvae.enumerated import trace_enumerated
 from pvae.guards import Guard, guarding
 from pvae.marginal import repeated
 from pvae.pair_run import PairRun
@@ -59,12 +60,20 @@ def run_pair(
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
         guide_trace = trace_guide(guide, rows, guarding(given, replaces=False), *([_Split(drawn)] if split else []))
-        if guide is None or states is None:
+        proposes = guide is None and (states is None or not layout.sums_all_but(given, states))
+        if proposes or states is None:
             draws = _without_indices(guide_trace, rows, batch, layout)
             model_trace = trace_model(model, draws, rows, guarding(guarded))
     model_rows = rows
-    if states is not None:
-        proposed = model_trace if guide is None else guide_trace
+    if states is not None and states.way == "dims":
+        proposed = model_trace if proposes else guide_trace
+        first_dim = -1 - layout.nesting - (num_samples > 1 and layout.vectorizes)
+        with _particles(batch, num_samples, layout, given) as model_rows:
+            draws = _without_indices(proposed, model_rows, batch, layout)
+            with guarding(guarded):
+                model_trace = trace_enumerated(model, draws, model_rows, states, first_dim)
+    elif states is not None:
+        proposed = model_trace if proposes else guide_trace
         latents = {
             name: layout.collect(name, site["value"], num_samples)
             for name, site in random_sites(proposed).items()

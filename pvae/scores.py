@@ -113,12 +113,13 @@ def common_scale(sites: Sequence[Placed], num_data: int) -> CommonScale:
         return CommonScale(numbers[0] if shared else 1.0, shared)
     device = next(scale.device for scale in scales if isinstance(scale, Tensor))
     ends = [
-        _ends(torch.as_tensor(scale, device=device), plate, num_data)
+        _ends(torch.as_tensor(scale, device=device).double(), plate, num_data)
         for scale, (_, plate) in zip(scales, sites, strict=True)
     ]
     first = ends[0][0]
     same = torch.stack([torch.isclose(end, first, rtol=_RELATIVE, atol=0.0) for pair in ends for end in pair]).all(0)
-    return CommonScale(torch.where(same, first, 1.0), same)
+    dtype = next(scale.dtype for scale in scales if isinstance(scale, Tensor))
+    return CommonScale(torch.where(same, first, 1.0).to(dtype), same)
 
 
 def _ends(scale: Tensor, plate: Plate, num_data: int) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class Chunks:
         # Chunks of one size need one graph; what the last one draws beyond K is left out.
         self._settle(batch, most)
         if self.chunk_size is None and self._layout.summed is not None:
-            self._settle(batch, max(1, most // self._layout.summed.count))
+            self._settle(batch, max(1, most // self._layout.summed.copies))
         count = math.ceil(self.num_samples / self._chunk)
         self._chunks_left, self._chunks_per_batch = count, count
         self._batches_left -= 1

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pvae.contexts import seeded
+from pvae.enumerable import entry_by_entry
 from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
+from pvae.runs import run_pair
 from pvae.sites import Batch, as_batch
 from pvae.states import States
 from pvae.store import private_store
@@ -19,17 +23,21 @@ from pvae.weights import check_num_samples
 
 __all__ = ["Enumeration", "JointStates", "joint_states"]
 
+# What a tensor of whole numbers holds.
+_MOST_TO_TELL = 2**62
+
 
 class Enumeration:
     """log p(x) = log sum_z p(x, z) over every joint state z of discrete latents: exact, without a guide.
 
-    Bernoulli, categorical, one-hot and binomial sites, over event dims and plates inside the data plate; each entry
-    multiplies the number of states. `mc_standard_errors` is 0, `khat` is -inf and `ess` the number of states.
+    Bernoulli, categorical, one-hot and binomial sites, over event dims and plates inside the data plate. Entries of a
+    plate are summed one by one, and chains step by step, where the model's nets take dims left of the batch; elsewhere
+    each entry multiplies the number of states. `mc_standard_errors` is 0, `khat` -inf and `ess` the number of states.
 
     Args:
-        max_states: refuse more joint states than this.
+        max_states: refuse more joint states than this where they have to be taken one by one, or at one entry.
 
-    Attributes: `num_samples`, the number of states, known from the first batch on and 0 before.
+    Attributes: `num_samples`, the number of joint states, at most 2^62, known from the first batch on and 0 before.
 
     Raises: ValueError for a max_states below 1; on use, for latents that are continuous, without a finite support or
         with too many joint states.
@@ -48,15 +56,30 @@ class Enumeration:
 
     def _estimate(self, model: Any, batch: Batch) -> Estimate:
         joint = Joint(model, batch, sums_out=False)
-        log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
-        self.num_samples = sum(map(len, log_joints))
-        values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
+        states = States(joint.sites, joint.shapes)
+        self.num_samples = min(states.count, _MOST_TO_TELL)
+        values = self._entry_by_entry(model, joint, states)
+        if values is None:
+            log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
+            values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
         return Estimate(
             values=values.cpu(),
             mc_standard_errors=torch.zeros_like(values).cpu(),
             ess=torch.full_like(values, self.num_samples).cpu(),
             khat=torch.full_like(values, -math.inf).cpu(),
         )
+
+    def _entry_by_entry(self, model: Any, joint: Joint, states: States) -> Tensor | None:
+        """log p(x), (B,), with each entry of a plate summed by itself; None where chunks of joint states are better."""
+        most = joint.rows_at_once if states.count <= self.max_states else self.max_states
+        if states.largest > most:
+            return None
+        with torch.no_grad(), seeded(0, joint.batch[0].device):
+            layout = entry_by_entry(model, None, joint.batch, replace(joint.layout, summed=states))
+        if layout is None or layout.summed is None or layout.summed.copies > most:
+            return None
+        weights = run_pair(model, None, joint.batch, 1, layout).log_weights()
+        return (weights.log_likelihood.double() + weights.log_prior.double())[0]
 
 
 class JointStates(NamedTuple):
@@ -97,8 +120,8 @@ def _chunks(joint: Joint, max_states: int) -> Iterator[dict[str, Tensor]]:
     states = States(joint.sites, joint.shapes)
     if states.count > max_states:
         raise ValueError(
-            f"the latents have {states.count:.3g} joint states, more than max_states={max_states}; raise it, or use "
-            "ImportanceSampling"
+            f"the latents have {states.count_in_words} joint states, more than max_states={max_states}; raise it, or "
+            "use ImportanceSampling"
         )
     batch = joint.batch[0]
     for numbers in torch.arange(states.count, device=batch.device).split(joint.rows_at_once):
