@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.programs.program import DATA, STATES, Body, Mask, Plate, Program, Scale, Site
-
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+from tests.programs.handlers import Draw, breached, handled, seldom, with_allocated_dims, wrapped
+from tests.programs.program import DATA, STATES, Body, Mask, Plate, Program, Site
 
 _MOST_STATES = 16
 _LATENT = ("normal", "normal", "normal", "bernoulli", "categorical", "lognormal", "gamma", "beta", "uniform")
@@ -19,12 +16,6 @@ _LETTERS = {"latent": "z", "summed": "y", "observed": "x", "factor": "f", "deter
 _NUMBERS = st.sampled_from((0.0, 0.4, -0.7))
 _WEIGHTS = st.sampled_from((0.6, -0.8))
 _SPREADS = st.sampled_from((1.0, 0.6, 1.7))
-_BREACHES = ("mean", "neighbour", "count", "order", "particles", "outside", "again")
-
-
-def seldom(draw: Draw, times: int) -> bool:
-    """Whether to do what is done once in so many times, and not in the simplest program."""
-    return draw(st.integers(0, times - 1)) == times - 1
 
 
 @st.composite
@@ -48,8 +39,8 @@ def programs(draw: Draw) -> Program:
         seed=draw(st.integers(0, 3)),
         num_samples=draw(st.integers(1, 4)),
     )
-    program = _breached(draw, _wrapped(draw, _handled(draw, program)))
-    return _with_allocated_dims(draw, program)
+    program = breached(draw, wrapped(draw, handled(draw, program)))
+    return with_allocated_dims(draw, program)
 
 
 @st.composite
@@ -172,124 +163,6 @@ def _guide(draw: Draw, model: tuple[Site, ...]) -> tuple[Site, ...]:
             Site("g", "factor", plates=sites[-1].plates, parents=(sites[-1].name,), bias=draw(_NUMBERS), slope=0.4)
         )
     return tuple(sites)
-
-
-def _handled(draw: Draw, program: Program) -> Program:
-    """With masks and scales: on all sites of both functions, of one, or on some sites."""
-    model, guide = program.model, program.guide
-    if seldom(draw, 3):
-        mask = Mask(draw(st.sampled_from(("datum", "datum", "datum", "off", "on"))))
-        where = draw(st.sampled_from(("both", "both", "model", "guide")))
-        model = dataclasses.replace(model, masks=(mask,) if where != "guide" else ())
-        guide = dataclasses.replace(guide, masks=(mask,) if where != "model" else ())
-    if seldom(draw, 4):
-        scale = Scale(draw(st.sampled_from(("number", "tensor", "datum"))), draw(st.sampled_from((0.5, 3.0))))
-        where = draw(st.sampled_from(("both", "both", "model", "guide")))
-        model = dataclasses.replace(model, scales=(scale,) if where != "guide" else ())
-        guide = dataclasses.replace(guide, scales=(scale,) if where != "model" else ())
-    some = draw(st.sampled_from(("", "", "model", "guide", "both")))
-    if some in ("model", "both"):
-        model = dataclasses.replace(model, sites=tuple(_handle_site(draw, site) for site in model.sites))
-    if some in ("guide", "both"):
-        guide = dataclasses.replace(guide, sites=tuple(_handle_site(draw, site) for site in guide.sites))
-    return dataclasses.replace(program, model=model, guide=guide)
-
-
-def _handle_site(draw: Draw, site: Site) -> Site:
-    if not site.is_random:
-        return site
-    masks: tuple[Mask, ...] = ()
-    scales: tuple[Scale, ...] = ()
-    if seldom(draw, 2):
-        plain = site.role not in ("summed", "factor") and site.centered is None
-        how = draw(st.sampled_from(("poutine", "poutine", "dist"))) if plain else "poutine"
-        masks = (Mask(draw(st.sampled_from(("datum", "within", "within", "entries", "off", "False"))), how),)
-    if seldom(draw, 3):
-        scales = (
-            Scale(draw(st.sampled_from(("number", "tensor", "datum", "within"))), draw(st.sampled_from((0.5, 2.0)))),
-        )
-    return dataclasses.replace(site, masks=masks, scales=scales)
-
-
-def _wrapped(draw: Draw, program: Program) -> Program:
-    summed = any(site.role == "summed" for site in program.model.sites)
-    wrappers = ("", "", "partial", "lambda", "scale")
-    model = draw(st.sampled_from((*wrappers, "config_enumerate") if summed else wrappers))
-    return dataclasses.replace(
-        program,
-        model=dataclasses.replace(program.model, wrapper=model),
-        guide=dataclasses.replace(program.guide, wrapper=draw(st.sampled_from(wrappers))),
-    )
-
-
-def _breached(draw: Draw, program: Program) -> Program:
-    """One program in ten breaks the contract at one of its sites."""
-    if not seldom(draw, 10):
-        return program
-    breach = draw(st.sampled_from(_BREACHES))
-    names = [site.name for site in program.guide.sites if site.role == "latent"]
-    if breach == "outside" and names:
-        bodies = [
-            dataclasses.replace(
-                body,
-                sites=tuple(
-                    dataclasses.replace(
-                        site,
-                        breach=breach if site.name == names[0] else "",
-                        plates=tuple(plate for plate in site.plates if plate != DATA or site.name != names[0]),
-                        slope=0.0 if site.name == names[0] else site.slope,
-                        parents=() if site.name == names[0] else site.parents,
-                        masks=() if site.name == names[0] else site.masks,
-                        scales=() if site.name == names[0] else site.scales,
-                    )
-                    for site in body.sites
-                ),
-            )
-            for body in (program.model, program.guide)
-        ]
-        bodies = [dataclasses.replace(body, masks=(), scales=()) for body in bodies]
-        return dataclasses.replace(program, model=bodies[0], guide=bodies[1], subsampling="", num_more=0)
-    if breach == "outside":
-        return program
-    where = draw(st.sampled_from(("model", "guide"))) if program.guide.sites and breach != "again" else "model"
-    body: Body = getattr(program, where)
-    sites = list(body.sites)
-    at = max(i for i, site in enumerate(sites) if site.role in ("latent", "observed", "summed", "conditioned"))
-    sites[at] = dataclasses.replace(sites[at], breach=breach, masks=())
-    if breach == "again":
-        free = [dim for dim in (-1, -2, -3, -4) if dim not in (program.data_dim, *(p.dim for p in program.plates))]
-        program = dataclasses.replace(
-            program,
-            plates=(*program.plates, Plate("again", program.num_data, free[0], "again")),
-            subsampling="",
-            num_more=0,
-        )
-        sites[at] = dataclasses.replace(
-            sites[at], role="observed", family="normal", plates=(*sites[at].plates, "again")
-        )
-    return dataclasses.replace(program, **{where: dataclasses.replace(body, sites=tuple(sites))})
-
-
-def _with_allocated_dims(draw: Draw, program: Program) -> Program:
-    """Leave some dims to Pyro, where it allocates the very dims that the program says."""
-    names = [DATA, *(plate.name for plate in program.plates if not plate.is_loop)]
-    unwritten = {name for name in names if draw(st.booleans())}
-    dims = {DATA: program.data_dim} | {plate.name: plate.dim for plate in program.plates}
-    for body in (program.model, program.guide):
-        seen: set[str] = set()
-        for site in body.sites:
-            open_dims: set[int] = set()
-            for name in (name for name in site.plates if name in names):
-                rightmost = next(dim for dim in range(-1, -9, -1) if dim not in open_dims)
-                if name not in seen and rightmost != dims[name]:
-                    unwritten.discard(name)
-                seen.add(name)
-                open_dims.add(dims[name])
-    return dataclasses.replace(
-        program,
-        writes_dim=DATA not in unwritten,
-        plates=tuple(dataclasses.replace(plate, writes_dim=plate.name not in unwritten) for plate in program.plates),
-    )
 
 
 def solvable(program: Program, *, discrete: bool) -> Program:
