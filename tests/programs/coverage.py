@@ -92,10 +92,13 @@ def features(program: Program) -> list[str]:
         "event dims": any(site.event for site in sites),
         "poutine.condition": any(site.role == "conditioned" for site in sites),
         "LocScaleReparam": any(site.centered is not None for site in sites),
-        "draws outside the prior's support": any(site.family == "uniform" for site in sites),
+        "draws outside the prior's support": any(s.family == "uniform" and s.role == "latent" for s in sites),
+        "data outside a likelihood's support that the latents move": any(
+            site.family == "uniform" and site.is_given for site in sites
+        ),
         "nets of one run's dims alone": program.picky,
         "a wrapped function": any((program.model.wrapper, program.guide.wrapper)),
-        "config_enumerate": program.model.wrapper == "config_enumerate",
+        "config_enumerate": "config_enumerate" in (program.model.wrapper, program.guide.wrapper),
         "PyroModule": "pyro_module" in (program.model.numbers, program.guide.numbers),
         "frozen parameters": "frozen" in (program.model.numbers, program.guide.numbers),
         "bare pyro.param": "param" in (program.model.numbers, program.guide.numbers),

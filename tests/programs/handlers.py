@@ -58,13 +58,11 @@ def _handle_site(draw: Draw, site: Site) -> Site:
 
 
 def wrapped(draw: Draw, program: Program) -> Program:
-    summed = any(site.role == "summed" for site in program.model.sites)
-    wrappers = ("", "", "partial", "lambda", "scale")
-    model = draw(st.sampled_from((*wrappers, "config_enumerate") if summed else wrappers))
+    wrappers = st.sampled_from(("", "", "", "", "partial", "lambda", "scale", "config_enumerate"))
     return dataclasses.replace(
         program,
-        model=dataclasses.replace(program.model, wrapper=model),
-        guide=dataclasses.replace(program.guide, wrapper=draw(st.sampled_from(wrappers))),
+        model=dataclasses.replace(program.model, wrapper=draw(wrappers)),
+        guide=dataclasses.replace(program.guide, wrapper=draw(wrappers)),
     )
 
 

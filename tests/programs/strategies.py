@@ -11,7 +11,7 @@ from tests.programs.program import DATA, STATES, Body, Mask, Plate, Program, Sit
 
 _MOST_STATES = 16
 _LATENT = ("normal", "normal", "normal", "bernoulli", "categorical", "lognormal", "gamma", "beta", "uniform")
-_OBSERVED = ("normal", "normal", "bernoulli", "poisson", "categorical", "gamma", "beta")
+_OBSERVED = ("normal", "normal", "bernoulli", "poisson", "categorical", "gamma", "beta", "uniform")
 _LETTERS = {"latent": "z", "summed": "y", "observed": "x", "factor": "f", "deterministic": "d"}
 _NUMBERS = st.sampled_from((0.0, 0.4, -0.7))
 _WEIGHTS = st.sampled_from((0.6, -0.8))
@@ -102,11 +102,15 @@ def _entries(plates: tuple[Plate, ...], site: Site) -> int:
 def _site(draw: Draw, name: str, role: str, plates: tuple[Plate, ...], earlier: list[Site]) -> Site:
     inner = [plate for plate in plates if draw(st.booleans())]
     opened = tuple(draw(st.permutations([DATA, *(plate.name for plate in inner)])))
-    parents = [site.name for site in earlier if site.role != "factor" and draw(st.booleans())]
+    parents = tuple(site.name for site in earlier if site.role != "factor" and draw(st.booleans()))
     if role in ("latent", "observed"):
         family = draw(st.sampled_from(_LATENT if role == "latent" else _OBSERVED))
     else:
         family = draw(st.sampled_from(tuple(STATES))) if role == "summed" else "normal"
+    parents = _inside(parents, earlier, opened)
+    if role == "observed" and not any(each.role == "latent" for each in earlier if each.name in parents):
+        # Data outside of a support that no latent moves are the user's mistake.
+        family = "normal" if family == "uniform" else family
     has_event = role in ("latent", "observed") and family != "categorical" and seldom(draw, 4)
     centered = None
     if role == "latent" and family == "normal" and not any(plate.is_loop for plate in inner) and seldom(draw, 6):
@@ -116,7 +120,7 @@ def _site(draw: Draw, name: str, role: str, plates: tuple[Plate, ...], earlier: 
         "conditioned" if role == "observed" and seldom(draw, 6) else role,
         family,
         opened,
-        _inside(tuple(parents), earlier, opened),
+        parents,
         chain=any(plate.how == "markov" for plate in inner) and role != "factor" and draw(st.booleans()),
         event=draw(st.integers(1, 3)) if has_event else 0,
         bias=draw(_NUMBERS),
@@ -158,6 +162,13 @@ def _guide(draw: Draw, model: tuple[Site, ...]) -> tuple[Site, ...]:
                 spread=draw(_SPREADS),
             )
         )
+    if sites and seldom(draw, 6):
+        first = Site("h", "deterministic", plates=sites[0].plates, parents=(sites[0].name,), bias=draw(_NUMBERS))
+        sites = [
+            sites[0],
+            first,
+            *(dataclasses.replace(s, parents=_inside((*s.parents, "h"), [first, *sites], s.plates)) for s in sites[1:]),
+        ]
     if sites and seldom(draw, 6):
         sites.append(
             Site("g", "factor", plates=sites[-1].plates, parents=(sites[-1].name,), bias=draw(_NUMBERS), slope=0.4)
