@@ -176,8 +176,8 @@ def fused_adam(parameters: Sequence[Tensor], lr: float = 1e-3) -> torch.optim.Ad
 
 
 def shuffled(x: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """One epoch of batches in a fresh order, from a tensor that lives on the device."""
-    for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+    """One epoch of batches in a fresh order, from a tensor that lives on the device, where the generator does, too."""
+    for rows in torch.randperm(len(x), generator=generator, device=x.device).split(batch_size):
         yield x.index_select(0, rows)
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from common import (
     Rows,
     add_data_root,
     arguments,
+    clock,
     fused_adam,
     interleaved,
     pair,
@@ -58,7 +58,9 @@ LR = 1e-3
 MOST_NATS, MOST_RATIO = 98.0, 1.25
 
 
-def measure(data_root: Path | None, epochs: int = 20, smoke: bool = False) -> tuple[Rows, dict[str, Any]]:
+def measure(
+    data_root: Path | None, epochs: int = 20, smoke: bool = False, device: str = "cpu"
+) -> tuple[Rows, dict[str, Any]]:
     """One row per contestant, and what else there is to say about the run.
 
     Raises: ValueError without MNIST, unless it is a smoke test, which makes do with scikit-learn's digits.
@@ -70,23 +72,24 @@ def measure(data_root: Path | None, epochs: int = 20, smoke: bool = False) -> tu
     torch.manual_seed(0)
     model, guide = pair(net)
     init_output_bias(model.decoder, data.train.mean(0))
-    plain = PlainVAE(net)
+    model, guide, images = model.to(device), guide.to(device), images.to(device)
+    plain = PlainVAE(net).to(device)
     plain.start_from(model, guide)
     ours, theirs = _train(model, guide, plain, data, epochs, batch_size)
 
     values: dict[str, Tensor] = {}
 
     def evaluate_ours() -> float:
-        started = time.perf_counter()
+        started = clock(device)
         estimator = pvae.estimators.ImportanceSampling(num_samples)
         values["pvae"] = pvae.log_marginal(model, guide, images, estimator).values
-        return time.perf_counter() - started
+        return clock(device) - started
 
     def evaluate_theirs() -> float:
-        started = time.perf_counter()
-        generator = torch.Generator().manual_seed(0)
-        values["hand-written"] = plain.log_marginal(images.flatten(1), num_samples, generator).double()
-        return time.perf_counter() - started
+        started = clock(device)
+        generator = torch.Generator(device).manual_seed(0)
+        values["hand-written"] = plain.log_marginal(images.flatten(1), num_samples, generator).double().cpu()
+        return clock(device) - started
 
     seconds = interleaved({"pvae": evaluate_ours, "hand-written": evaluate_theirs}, blocks=3)
     rows: Rows = []
@@ -157,17 +160,18 @@ def _train(
     model: Any, guide: Any, plain: PlainVAE, data: DataSet, epochs: int, batch_size: int
 ) -> tuple[list[float], list[float]]:
     """Train both, one epoch each by turns; the seconds of each one's turns."""
-    loop = _HandWritten(plain, data.train.flatten(1), epochs, batch_size)
+    device = next(plain.parameters()).device.type
+    loop = _HandWritten(plain, data.train.flatten(1).to(device), epochs, batch_size)
     ours: list[float] = []
     theirs: list[float] = []
-    started = time.perf_counter()
+    started = clock(device)
 
     def turn(record: dict[str, Any]) -> None:
         nonlocal started
-        handed_over = time.perf_counter()
+        handed_over = clock(device)
         ours.append(handed_over - started)
         loop.epoch()
-        started = time.perf_counter()
+        started = clock(device)
         theirs.append(started - handed_over)
 
     pvae.fit(
@@ -182,7 +186,7 @@ def _train(
         progress=False,
     )
     # What fit does after its last epoch is its own, too.
-    ours[-1] += time.perf_counter() - started
+    ours[-1] += clock(device) - started
     return ours, theirs
 
 
@@ -194,17 +198,17 @@ class _HandWritten:
         self.steps = epochs * math.ceil(len(intensities) / batch_size)
         self.step = 0
         self.optimizer = fused_adam([*plain.parameters()], LR)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(intensities.device).manual_seed(0)
 
     def epoch(self) -> float:
         """Train for one epoch; the mean loss per datum."""
         group = self.optimizer.param_groups[0]
-        total = torch.zeros(())
+        total = self.intensities.new_zeros(())
         for batch in shuffled(self.intensities, self.batch_size, self.generator):
             # Setting the rate by hand costs less than a scheduler object.
             group["lr"] = LR / 2 * (1 + math.cos(math.pi * self.step / self.steps))
             # As fit does: four times as fast as torch.bernoulli.
-            x = (torch.rand(batch.shape, generator=self.generator) < batch).to(batch.dtype)
+            x = (torch.rand(batch.shape, generator=self.generator, device=batch.device) < batch).to(batch.dtype)
             self.optimizer.zero_grad()
             loss = self.plain.loss(x, self.generator)
             loss.backward()

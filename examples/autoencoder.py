@@ -42,7 +42,7 @@ def show(axis: Axes, images: Tensor, nrow: int, title: str) -> None:
 
 
 def main(smoke: bool, data_root: Path | None, out: Path) -> None:
-    epochs, num_samples, num_test = (3, 50, 100) if smoke else (10, 1000, 1000)
+    epochs, num_samples, num_test = (1, 50, 50) if smoke else (10, 1000, 1000)
     data = pvae.data.load("digits" if data_root is None else "mnist", root=data_root, binarize="dynamic")
     test = data.observe(data.test[:num_test], torch.Generator().manual_seed(0))
     labels = data.labels["test"]

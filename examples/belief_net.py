@@ -48,7 +48,7 @@ def main(smoke: bool, data_root: Path | None, out: Path) -> None:
         data = pvae.data.load("digits", binarize="static")
     else:
         data = pvae.data.load("binarized_mnist", root=data_root)
-    steps, units, num_samples = (300, 20, 50) if smoke else (20_000, 200, 1000)
+    steps, units, num_samples = (60, 20, 50) if smoke else (20_000, 200, 1000)
     mean = data.train.float().mean(0)
     table = Table("baseline", "K = 5 bound (nats)", f"log p(x), K = {num_samples}", "+- data", "seconds")
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")

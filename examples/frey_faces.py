@@ -40,7 +40,7 @@ LIKELIHOODS = {
 
 
 def main(smoke: bool, data_root: Path | None, out: Path) -> None:
-    epochs, num_samples, num_test = (4, 100, 10) if smoke else (100, 1000, 100)
+    epochs, num_samples, num_test = (1, 50, 10) if smoke else (100, 1000, 100)
     grey = pvae.data.load("digits" if data_root is None else "freyfaces", root=data_root)
     levels = 16 if data_root is None else 255
     # Noise as wide as a grey level makes a density of what are whole numbers: log p(x) cannot grow without bound.

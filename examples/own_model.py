@@ -58,7 +58,7 @@ class Parts(nn.Module):
 
 
 def main(smoke: bool, out: Path) -> None:
-    epochs, num_samples = (4, 200) if smoke else (200, 1000)
+    epochs, num_samples = (1, 50) if smoke else (200, 1000)
     digits = pvae.data.load("digits")
     counts = DataSet("digits", *(16 * part.flatten(1) for part in digits.splits.values()), kind="counts")
     print("findings of pvae.check:", pvae.check(Parts(), MeanField(Parts(), counts.train[:2]), counts.train[:8]))

@@ -35,7 +35,7 @@ LATENT_DIM = 5
 
 
 def main(smoke: bool, out: Path) -> None:
-    steps = 1000 if smoke else 20_000
+    steps = 200 if smoke else 20_000
     data = pvae.data.load("digits")
     unit = data.train.std()  # one number for all pixels, which leaves the directions what they are
     train, test = ((part.flatten(1) / unit).double() for part in (data.train, data.test))

@@ -40,7 +40,7 @@ def log_posterior(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def main(smoke: bool, out: Path) -> None:
-    steps, num_samples, num_test = (100, 100, 10) if smoke else (2000, 1000, 200)
+    steps, num_samples, num_test = (30, 50, 5) if smoke else (2000, 1000, 200)
     model = pvae.truth.ring().model
     draws = pvae.sample(model, 2000, like=torch.ones(1, 2, dtype=torch.float64), seed=1)
     test = pvae.sample(model, num_test, like=torch.ones(1, 2, dtype=torch.float64), seed=2)["x"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from pvae.contexts import called_modules
 from pvae.nets import MLP, glorot
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """The latent sites of a model that a reparameterised guide can serve.
 
-    Raises: ValueError for discrete sites.
+    Raises: ValueError for discrete sites, and for a support that moves or that no bijection leads to.
     """
     sites = latent_sites(model, example_batch)
     for site in sites:
@@ -86,14 +86,16 @@ def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...
                 "pvae.guides.Bernoulli, for others Categorical, for several kinds Mixed; or have it summed out: "
                 "infer={'enumerate': 'parallel'}"
             )
+        # A support that no guide here can draw on is refused now, not at the first draw.
+        _ = site.bijection
     return sites
 
 
-def constrained(base: dist.TorchDistribution, support: constraints.Constraint) -> dist.TorchDistribution:
-    """A distribution on the reals carried to `support`; untouched if that is where it lives."""
-    inner = support
+def constrained(base: dist.TorchDistribution, site: LatentSite) -> dist.TorchDistribution:
+    """A distribution on the reals carried to the support of a site; untouched if that is where it lives."""
+    inner = site.support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
     if inner is constraints.real or inner is constraints.real_vector:
         return base
-    return dist.TransformedDistribution(base, [biject_to(support)])
+    return dist.TransformedDistribution(base, [site.bijection])

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.placing import arrange, free_shape, in_plates, width
@@ -51,6 +50,6 @@ class Delta(nn.Module):
         parts = self.encoder(*batch).split(self.widths, -1)
         with in_plates(self.sites, len(batch[0])) as inside:
             for site, part in zip(self.sites, parts, strict=True):
-                z = biject_to(site.support)(arrange(site, part, free_shape(site)))
+                z = site.bijection(arrange(site, part, free_shape(site)))
                 with inside(site):
                     pyro.sample(site.name, dist.Delta(z, event_dim=len(site.event_shape)))

@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
-from torch.distributions import biject_to
 from torch.nn.functional import softplus
 
 from pvae.guides.amortized import constrained
@@ -63,12 +62,12 @@ class Draws:
     def sample(self, site: LatentSite, numbers: Tensor, min_scale: float, infer: InferDict | None = None) -> Tensor:
         """Sample a site from the Gaussian of these numbers, carried to its support; inside the site's plates."""
         shape = free_shape(site)
-        fn = constrained(self.gaussian(site, numbers, min_scale), site.support)
+        fn = constrained(self.gaussian(site, numbers, min_scale), site)
         value: Tensor = pyro.sample(site.name, fn, infer=infer)
         batch_dims = value.dim() - len(site.event_shape)
         if batch_dims > len(batch_shape(site, 1)):
             self._depth = batch_dims
-        self.rows.append(collect(site, biject_to(site.support).inv(value), len(shape)))
+        self.rows.append(collect(site, site.bijection.inv(value), len(shape)))
         return value
 
     def gaussian(self, site: LatentSite, numbers: Tensor, min_scale: float) -> dist.TorchDistribution:

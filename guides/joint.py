@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from pvae.guides.placing import arrange, batch_shape, collect, free_shape, in_plates, width
 from pvae.sites import LatentSite
@@ -74,7 +74,7 @@ class _Draw:
         site = self.sites[index]
         part = self._rows.split([width(each) for each in self.sites], -1)[index]
         free = arrange(site, part, free_shape(site)).reshape(*shape, *free_shape(site))
-        self._own[index] = biject_to(site.support)(free)
+        self._own[index] = site.bijection(free)
         return self._own[index]
 
     def log_prob(self, last: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class _Draw:
         is_own = all(self._own.get(index) is value for index, value in enumerate(values))
         rows, log_dets = [], []
         for site, value in zip(self.sites, values, strict=True):
-            transform = biject_to(site.support)
+            transform = site.bijection
             free = transform.inv(value)
             log_det = transform.log_abs_det_jacobian(free, value)
             rows.append(collect(site, free, len(free_shape(site))))

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from pvae.guides.amortized import constrained
@@ -61,6 +61,7 @@ def bits(site: LatentSite, family: Callable[[Tensor], Distribution] | None = Non
 
 def categories(site: LatentSite) -> Law:
     """A site of whole numbers from 0 up, from one logit per category; its features are one-hot."""
+    site.require_fixed_support()
     support = support_of(site)
     upper = torch.as_tensor(support.upper_bound)
     if torch.as_tensor(support.lower_bound).ne(0).any():
@@ -90,11 +91,11 @@ def one_hots(site: LatentSite, family: Callable[[Tensor], Distribution] | None =
 
 def gaussian(site: LatentSite, min_scale: float) -> Law:
     """A continuous site: independent Gaussians carried to its support, whose features are unconstrained."""
-    free, transform = free_shape(site), biject_to(site.support)
+    free, transform = free_shape(site), site.bijection
 
     def family(numbers: Tensor) -> Distribution:
         loc, raw = numbers.unbind(-1)
-        return constrained(dist.Normal(loc, min_scale + softplus(raw)).to_event(len(free)), site.support)
+        return constrained(dist.Normal(loc, min_scale + softplus(raw)).to_event(len(free)), site)
 
     return Law(site, torch.Size([*free, 2]), free, family, transform.inv)
 

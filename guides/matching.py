@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
 from pvae.data.kinds import nearest
@@ -51,7 +51,7 @@ def at_site(site: LatentSite, family: Family, rows: Tensor, min_scale: float) ->
     base = base.to_event(len(shape) - base.event_dim)
     if kind in family.lives:
         return _shifted(base, site)
-    return constrained(base, site.support) if family is NORMAL else _carried(base, biject_to(site.support))
+    return constrained(base, site) if family is NORMAL else _carried(base, site.bijection)
 
 
 def _fitting(family: Family, site: LatentSite) -> Family:

@@ -9,8 +9,8 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pvae import supports
 from pvae.sites import LatentSite
 
 __all__ = ["arrange", "arrange_given", "collect", "free_shape", "in_plates", "width"]
@@ -18,7 +18,7 @@ __all__ = ["arrange", "arrange_given", "collect", "free_shape", "in_plates", "wi
 
 def free_shape(site: LatentSite) -> torch.Size:
     """The shape of one draw of the site once its support is mapped to the reals."""
-    return biject_to(site.support).inverse_shape(site.event_shape)
+    return supports.free_shape(site.bijection, site.event_shape)
 
 
 def inner_shape(site: LatentSite) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ class SemiAmortized(nn.Module):
         self.guide.encoder = _Encoder(encoder_of(self.guide))
         # Not as a submodule: its parameters are the model's own.
         self.model = (model,)
-        with private_store(model):
+        with private_store(model, look=True):
             # Draws are taken on copies of the batch, for the particles' dim may be in use by the caller.
             self.layout = replace(read_layout(model, None, as_batch(example_batch), 1), vectorizes=False)
 

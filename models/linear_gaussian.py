@@ -48,17 +48,30 @@ class LinearGaussian(nn.Module):
 
         s2 is the mean of the D - L least eigenvalues of the covariance, W = U (Lambda - s2 I)^(1/2).
 
-        Raises: ValueError unless x is (N, D) with N >= 2 and 1 <= latent_dim < D.
+        Raises: ValueError unless x is (N, D) with N >= 2 and 1 <= latent_dim < D, of finite real numbers, and varies in
+        more than latent_dim directions: else s2 = 0, and the likelihood has no maximum.
         """
-        if x.dim() != 2 or len(x) < 2 or not 1 <= latent_dim < x.shape[1]:
+        if x.dim() != 2 or len(x) < 2 or not isinstance(latent_dim, int) or not 1 <= latent_dim < x.shape[1]:
             raise ValueError(
                 f"expected data (N, D) with N >= 2 and 1 <= latent_dim < D, got {tuple(x.shape)} and "
                 f"latent_dim {latent_dim}; flatten each datum, or ask for fewer dimensions"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"expected data of real numbers, got {x.dtype}; convert them with .float() or .double()")
+        if num_bad := int((~x.isfinite()).sum()):
+            raise ValueError(
+                f"data hold {num_bad} values that are nan or inf, of which no covariance is known; drop or impute "
+                "them, or train the model with pvae.fit on (x, observed) = pvae.data.missing(x)"
             )
         model = cls(x.shape[1], latent_dim).to(x)
         values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
         values, vectors = values.flip(0), vectors.flip(1)
         noise = values[latent_dim:].mean()
+        if not noise > len(values) * torch.finfo(x.dtype).eps * values[0]:
+            raise ValueError(
+                f"the {len(x)} data vary in no more than {latent_dim} directions, so the best noise is 0 and the "
+                "likelihood has no maximum; ask for fewer dimensions, or give more data"
+            )
         model.weight.copy_(vectors[:, :latent_dim] * (values[:latent_dim] - noise).clamp(min=0).sqrt())
         model.loc.copy_(x.mean(0))
         model.log_scale.copy_(0.5 * noise.log())

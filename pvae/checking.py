@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -13,13 +15,28 @@ from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
 from pvae.graphs import trace as tracing
+from pvae.guards import Guard, inside
 from pvae.implicit import refusal_of
+from pvae.layout import read_layout
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
-from pvae.runs import unmatched_sites
-from pvae.sites import Batch, Site, as_batch, base_of, data_plate, is_enumerated, plates_of, random_sites
+from pvae.referee import NoParticles
+from pvae.runs import trace_guide, trace_model, trace_pair, unmatched_sites
+from pvae.sites import (
+    Batch,
+    Site,
+    as_batch,
+    base_of,
+    data_plate,
+    is_enumerated,
+    plates_of,
+    random_sites,
+    subsampled_plate,
+)
 from pvae.store import private_store
+from pvae.strays import stray_leaves
+from pvae.supports import Image, bounds_of, entry, same, support_of
 
 __all__ = ["Finding", "check", "require", "require_support"]
 
@@ -44,12 +61,15 @@ def check(
 
     Finds missing and extra guide sites, shapes that differ between model and guide, latents outside the data
     plate, forgotten `to_event`, data outside the likelihood's support, sites without a pathwise gradient under
-    an objective that needs one, nets that no `pyro.module` registers, and batch statistics in training mode.
+    an objective that needs one, nets and tensors to be trained that no `pyro.module` or `pyro.param` states, and batch
+    statistics in training mode.
     Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
     arguments = as_batch(batch)
-    with private_store(model, guide):
+    with private_store(model, guide, look=True):
         findings = _findings(model, guide, arguments, objective)
+        if not any(finding.level == "error" for finding in findings):
+            findings += _weighing(model, guide, arguments)
         if not any(finding.level == "error" for finding in findings):
             findings += _tracing(model, guide, arguments, ELBO() if objective is None else objective)
     return findings
@@ -65,23 +85,40 @@ def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) ->
         raise ValueError(" | ".join(errors))
 
 
-def require_support(model: Any, batch: Batch) -> None:
+def require_support(model: Any, batch: Batch, guide: Any = None) -> None:
     """Raise ValueError if the data are none that the model's likelihood can score; call inside a private store.
 
-    Pyro itself would refuse them with a page of numbers, or, with its validation off, score them all the same.
+    Pyro itself would refuse them with a page of numbers, or, with its validation off, score them all the same. A
+    support that depends on latents is none to judge data by: where a draw makes them impossible, it weighs zero.
     """
-    with (
-        torch.no_grad(),
-        seeded(0, batch[0].device),
-        called_modules(),
-        pyro.validation_enabled(False),
-        poutine.trace() as run,
-    ):
-        model(*batch)
-    sites = {name: site for name, site in random_sites(run.trace).items() if site["is_observed"]}
-    findings = [str(finding) for name, site in sites.items() for finding in _support(name, site)]
+    with torch.no_grad(), pyro.validation_enabled(False):
+        findings = [str(finding) for finding in _supports(_model_trace(model, None, batch, 0), model, guide, batch)]
     if findings:
         raise ValueError(" | ".join(findings))
+
+
+def _model_trace(model: Any, guide: Any, batch: Batch, seed: int) -> poutine.Trace:
+    """The trace of the model on draws of the guide, or on its own without one."""
+    with seeded(seed, batch[0].device), called_modules():
+        return trace_pair(model, guide, batch)[1]
+
+
+def _supports(trace: poutine.Trace, model: Any, guide: Any, batch: Batch) -> list[Finding]:
+    """Data outside the support of their likelihood, unless other draws of the latents move it."""
+    try:
+        dim = data_plate(trace, len(batch[0]), partial(_look_again, "model", model, guide, batch)).dim
+    except ValueError:
+        dim = None
+    sites = {name: site for name, site in random_sites(trace).items() if site["is_observed"]}
+    findings = {name: found for name, site in sites.items() if (found := _support(name, site, dim))}
+    if any(isinstance(bound, Tensor) for name in findings for bound in bounds_of(support_of(sites[name]["fn"]))):
+        others = [_model_trace(model, None, batch, seed) for seed in (1, 2)]
+        others += [] if guide is None else [_model_trace(model, guide, batch, 3)]
+        for other in map(random_sites, others):
+            for name in [name for name in findings if name in other]:
+                if not same(support_of(sites[name]["fn"]), support_of(other[name]["fn"])):
+                    del findings[name]
+    return list(findings.values())
 
 
 def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | None) -> list[Finding]:
@@ -94,7 +131,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
                 continue
             try:
                 # Called inside the handlers, not through them: that would add a table of shapes to an error.
-                with poutine.trace() as run, poutine.replay(trace=replayed):
+                with Guard(), poutine.trace() as run, poutine.replay(trace=replayed):
                     function(*batch)
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
                 found, _, fix = failure(error, batch).partition("; ")
@@ -108,16 +145,16 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
         if not sites[place]:
             continue
         try:
-            plate = data_plate(trace, len(batch[0]))
+            plate = data_plate(trace, len(batch[0]), partial(_look_again, place, model, guide, batch))
         except ValueError as error:
             found, _, fix = str(error).partition("; ")
             findings.append(Finding(place, found, fix))
             continue
         for name, site in sites[place].items():
             findings += _shape(name, site, place, plate.dim)
-    for name, site in sites["model"].items():
-        if site["is_observed"]:
-            findings += _support(name, site)
+            findings += _subsampling(name, site, plate.name)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        findings += _supports(traces["model"], model, guide, batch)
     if objective is None or _is_pathwise(objective):
         findings += [
             Finding(
@@ -129,6 +166,34 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
             if site_without_gradient(site) and not (is_enumerated(site) and getattr(objective, "sums_out_guide", True))
         ]
     return findings + _nets(model, guide, batch)
+
+
+def _look_again(place: str, model: Any, guide: Any, batch: Batch, other: Callable[[Batch], Batch]) -> poutine.Trace:
+    """The trace of the guide or the model on another batch."""
+    guide_trace = trace_guide(guide, other(batch))
+    return guide_trace if place == "guide" else trace_model(model, guide_trace, other(batch), Guard())
+
+
+def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
+    frame = subsampled_plate(site, data_plate)
+    if frame is None:
+        return []
+    found = f"stands in the plate '{frame.name}', which looks at {frame.size} of {frame.full_size} entries of a datum"
+    fix = "train with it; log p(x) needs the whole plate, and is refused"
+    return [Finding(f"site '{name}'", found, fix, "warning")]
+
+
+def _weighing(model: Any, guide: Any, batch: Batch) -> list[Finding]:
+    """What the referee of the log weights says."""
+    try:
+        read_layout(model, guide, batch, 2)
+    except NoParticles as error:
+        found, _, fix = str(error).partition("; ")
+        return [Finding("pair", found, fix, "note")]
+    except ValueError as error:
+        found, _, fix = str(error).partition("; ")
+        return [Finding("pair", found, fix)]
+    return []
 
 
 def _tracing(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> list[Finding]:
@@ -205,19 +270,20 @@ def _shape(name: str, site: Site, place: str, data_dim: int) -> list[Finding]:
     return []
 
 
-def _support(name: str, site: Site) -> list[Finding]:
+def _support(name: str, site: Site, data_dim: int | None) -> Finding | None:
     fn, value = site["fn"], site["value"]
     try:
         if not value.is_floating_point():
             fn.log_prob(value)
     except RuntimeError:
-        return [Finding(f"site '{name}'", f"cannot score values of dtype {value.dtype}", "convert them with .float()")]
+        return Finding(f"site '{name}'", f"cannot score values of dtype {value.dtype}", "convert them with .float()")
     try:
-        inside = fn.support.check(value)
+        support = support_of(fn, around=True)
+        is_inside = inside(support, value) if isinstance(entry(support), Image) else fn.support.check(value)
     except (NotImplementedError, RuntimeError, ValueError):
-        return []
-    if not bool((~inside).any()):
-        return []
+        return None
+    if is_inside is None or bool(is_inside.all()):
+        return None
     likelihood = type(base_of(fn)).__name__
     low, high = value.min().item(), value.max().item()
     grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
@@ -228,7 +294,16 @@ def _support(name: str, site: Site) -> list[Finding]:
         else f"rescale the data, or use a likelihood whose support holds [{low:.4g}, {high:.4g}]"
     )
     found = f"holds values outside the support of {likelihood}" + (" (grey pixels)" if grey else "")
-    return [Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]", fix)]
+    where = ""
+    if data_dim is not None and is_inside.dim() >= -data_dim:
+        rows = (~is_inside).movedim(data_dim, 0).reshape(is_inside.shape[data_dim], -1).any(1).nonzero()[:, 0].tolist()
+        where = f", at datum {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+    return Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]{where}", fix)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    scripted = str(getattr(module, "original_name", ""))
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or scripted.startswith("BatchNorm")
 
 
 def _nets(model: Any, guide: Any, batch: Batch) -> list[Finding]:
@@ -237,7 +312,17 @@ def _nets(model: Any, guide: Any, batch: Batch) -> list[Finding]:
     for net in parameters.unregistered:
         fix = "call pyro.module('name', net) where it is used, or freeze it with requires_grad_(False)"
         findings.append(Finding(f"net {net}", "is used but registered by no pyro.module, so it is not trained", fix))
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in parameters.modules):
+    for name, leaf in stray_leaves(model, guide, batch, parameters):
+        findings.append(
+            Finding(
+                "a tensor" if name is None else f"tensor '{name}'",
+                f"of shape {tuple(leaf.shape)} asks for a gradient, but no pyro.param or pyro.module states it, so it "
+                "is not trained",
+                "state it by pyro.param, hold it in a module given to pyro.module, or freeze it with "
+                "requires_grad_(False)",
+            )
+        )
+    if any(_is_batch_norm(module) and module.training for module in parameters.modules):
         findings.append(
             Finding(
                 "BatchNorm",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["called_modules", "evaluation", "failure", "running", "seeded"]
+__all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
 Batch = tuple[Tensor, ...]
+# What a user's function may trip over.
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
 @contextmanager
@@ -21,17 +25,33 @@ def running(what: str, batch: Batch) -> Iterator[None]:
     """Turn whatever a user's function trips over inside into one line with the shapes it was given."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except FAILURES as error:
         raise ValueError(f"the {what} {failure(error, batch)}") from error
+
+
+@contextmanager
+def in_one_line(batch: Batch) -> Iterator[None]:
+    """Turn an error of many lines, or of another kind than ValueError, into one line with the batch's shapes."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise
+        raise ValueError(f"the pair {failure(error, batch)}") from error
 
 
 def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    # Pyro adds a table of the shapes of all sites.
+    reason = " ".join(str(error).partition("Trace Shapes:")[0].split()) or type(error).__name__
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"
+    if "same device" in reason:
+        fix = "; make tensors where the batch is (x.new_zeros), and hold those that are kept in a module, as buffers"
     if "positional argument" in reason:
         fix = "; give a tuple with as many tensors as the function takes"
     return f"cannot run on a batch of shape {shapes}: {reason}{fix}"
@@ -41,24 +61,50 @@ def failure(error: Exception, batch: Batch) -> str:
 def called_modules() -> Iterator[list[nn.Module]]:
     """Collect every `nn.Module` called inside, closures included, in order of first call.
 
-    Each is switched to evaluation before it runs, and back at the end, so a look changes no buffer.
+    Each is switched to evaluation with all its parts before it runs, and back at the end, so a look changes no buffer.
+    What is compiled runs uncompiled.
     """
     modules: dict[int, tuple[nn.Module, bool]] = {}
     called: list[nn.Module] = []
+    noted: set[int] = set()
 
     def note(module: nn.Module, _: Any) -> None:
-        if id(module) not in modules:
-            modules[id(module)] = module, module.training
-            called.append(module)
-            module.training = False
+        if id(module) in noted:
+            return
+        # The parts of a scripted module run where no hook sees them.
+        own = module.modules() if isinstance(module, torch.jit.ScriptModule) else (module,)
+        called.extend(part for part in own if id(part) not in noted)
+        noted.update(id(part) for part in called)
+        parts = [part for part in module.modules() if id(part) not in modules]
+        modules.update({id(part): (part, part.training) for part in parts})
+        for part in parts:
+            part.training = False
 
     hook = nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        yield called
+        with uncompiled():
+            yield called
     finally:
         hook.remove()
-        for module, training in modules.values():
+        # A compiled module has its flag from the module inside, which may have been switched before it was noted.
+        for module, training in reversed(modules.values()):
             module.training = training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What the user compiled with `torch.compile` runs as it was written, so that hooks and tracers see its parts."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and its import takes seconds
+        yield
+        return
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+        warnings.catch_warnings(),
+    ):
+        # A hook sees a compiled module and the one inside, which is as it should be.
+        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        yield
 
 
 @contextmanager
@@ -83,7 +129,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

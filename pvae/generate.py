@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
-from pvae.layout import read_layout
+from pvae.layout import look, read_layout
 from pvae.params import settle
+from pvae.places import Layout, place_of
 from pvae.runs import run_pair
-from pvae.sites import Site, random_sites
+from pvae.sites import Batch, Site, plate_named, random_sites
 from pvae.store import private_store
 from pvae.weights import check_num_samples
 
@@ -55,10 +57,12 @@ def sample(
     with private_store(model), torch.no_grad():
         parameters = settle(model, None, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
+            layout = look(model, None, source.example())
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
     observed = {name for name, site in trace.nodes.items() if site.get("infer", {}).get("was_observed")}
     return {
-        name: _mean(site) if mean and name in observed else site["value"] for name, site in random_sites(trace).items()
+        name: _by_datum(layout, site, _mean(site) if mean and name in observed else site["value"])
+        for name, site in random_sites(trace).items()
     }
 
 
@@ -78,7 +82,7 @@ def reconstruct(
             if summed := run.draw_summed():
                 run = run_pair(model, guide, source.example(), 1, layout, given=run.latents | summed)
             return {
-                name: _mean(site) if mean else site["fn"].sample()
+                name: _by_datum(layout, site, _mean(site) if mean else site["fn"].sample())
                 for name, site in run.model.items()
                 if site["is_observed"]
             }
@@ -97,11 +101,26 @@ def encode(
     with private_store(guide), torch.no_grad():
         parameters = settle(guide, None, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
-            if num_samples is None:
-                sites = random_sites(poutine.trace(guide).get_trace(*source.example()))
-                return {name: _mean(site) for name, site in sites.items() if not site["is_observed"]}
-            draws = [random_sites(poutine.trace(guide).get_trace(*source.example())) for _ in range(num_samples)]
-    return {name: torch.stack([sites[name]["value"] for sites in draws]) for name in draws[0]}
+            layout = look(guide, None, source.example())
+            looks = [_latents(guide, source.example()) for _ in range(num_samples or 1)]
+    if num_samples is None:
+        return {name: _by_datum(layout, site, _mean(site)) for name, site in looks[0].items()}
+    return {
+        name: torch.stack([_by_datum(layout, sites[name], sites[name]["value"]) for sites in looks])
+        for name in looks[0]
+    }
+
+
+def _latents(guide: Any, batch: Batch) -> dict[str, Site]:
+    sites = random_sites(poutine.trace(guide).get_trace(*batch))
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def _by_datum(layout: Layout, site: Site, value: Tensor) -> Tensor:
+    """A value of a site with the data first, (B, ...), wherever its data plate stands."""
+    name = site["name"]
+    place = place_of(site, plate_named({name: site}, layout.model_plate))
+    return replace(layout, places={name: place}).collect(name, value, 1)[0]
 
 
 def _whole(x: Tensor | tuple[Tensor, ...]) -> Batches:

@@ -1,49 +1,93 @@
-"""How to run a pair with many particles at once, found out by trying."""
+"""How to run a pair: one look at its sites and plates, and the referee's word on the runs.
+
+Example: a pair over digits x (B, 64) with one latent z (B, 8) has nesting 1, the plate "data" in both functions, and
+z with 1 event dim at data dim -1. With K particles the same functions run once under one more plate, dim -2, and z is
+(K, B, 8); or, where the nets take one batch dim only, on K copies of the batch, and z is (K B, 8).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from pyro import poutine
 
-from pvae.contexts import called_modules, seeded
-from pvae.pair_run import PairRun
+from pvae.contexts import called_modules, running, seeded
+from pvae.guards import Guard, may_leave
 from pvae.places import Layout, place_of
-from pvae.runs import Stochastic, run_pair, trace_pair
-from pvae.sites import Batch, Site, data_plate, is_enumerated, plate_nesting, random_sites
+from pvae.referee import approve
+from pvae.runs import Stochastic, trace_guide, trace_model
+from pvae.sites import Batch, Plate, Site, data_plate, is_enumerated, plate_nesting, random_sites
 from pvae.states import States
+from pvae.verdicts import known, remember
 
-__all__ = ["read_layout"]
-
-_TRIAL_ROWS = 13
+__all__ = ["look", "read_layout"]
 
 
 def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int) -> Layout:
-    """Find out from a trial run how to run the pair with `num_samples` particles.
+    """How to run the pair with `num_samples` particles, once the referee has seen that its numbers are right.
 
-    Whether the nets take a particle dim is tried, and the numbers compared with those of copied batches:
-    a net that silently mixes dims would otherwise give wrong weights.
+    What is found out about a pair holds for all batches of these shapes, as long as the pair lives and what it reads
+    from Python stays as it is. Call inside a param store.
+
+    Raises: ValueError, with the site and the reason, if a log weight would be wrong; `NoParticles` if that is so for
+        several particles alone.
+    """
+    many = num_samples > 1
+    found = known(model, guide, batch, many)
+    if found is None:
+        with torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
+            found = approve(model, guide, batch, look(model, guide, batch), many)
+        remember(model, guide, batch, many, modules, found)
+    return found
+
+
+def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
+    """Where the sites and plates of a pair are; nothing is said of its log weights.
+
+    Raises: ValueError for a pair without a plate over the data.
     """
     with torch.no_grad(), seeded(0, batch[0].device), called_modules():
-        traces = trace_pair(model, guide, batch)
-        plates = [data_plate(trace, len(batch[0])) for trace in traces if random_sites(trace)]
-        layout = Layout(
-            nesting=max(plate_nesting(trace) for trace in traces),
-            vectorizes=True,
-            data_plates=frozenset(plate.name for plate in plates),
-            places={
-                name: place_of(site, plates[-1])
-                for trace in traces
-                for name, site in random_sites(trace).items()
-                if not site["is_observed"]
-            },
+        with running("pair", batch):
+            guide_trace = trace_guide(guide, batch)
+            model_trace = trace_model(model, guide_trace, batch, Guard())
+        num_data = len(batch[0])
+        model_plate = data_plate(model_trace, num_data, lambda other: _model_trace(model, guide, other(batch)))
+        guide_plate = None
+        if random_sites(guide_trace):
+            guide_plate = data_plate(guide_trace, num_data, lambda other: trace_guide(guide, other(batch)))
+            _require_same_dim(model_plate, guide_plate)
+    guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
+    layout = Layout(
+        nesting=max(plate_nesting(trace) for trace in (guide_trace, model_trace)),
+        vectorizes=True,
+        model_plate=model_plate.name,
+        guide_plate=None if guide_plate is None else guide_plate.name,
+        places={
+            name: place_of(site, model_plate)
+            for name, site in (guide_sites | model_sites).items()
+            if not site["is_observed"]
+        },
+    )
+    summed = {name: site for name, site in model_sites.items() if name not in guide_sites}
+    return replace(
+        layout,
+        summed=_states(summed, layout),
+        branching=_states(guide_sites, layout),
+        guarded=frozenset(name for name, site in model_sites.items() if may_leave(site, guide_sites.get(name))),
+    )
+
+
+def _model_trace(model: Stochastic, guide: Stochastic | None, batch: Batch) -> poutine.Trace:
+    return trace_model(model, trace_guide(guide, batch), batch, Guard())
+
+
+def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:
+    if model_plate.dim != guide_plate.dim:
+        raise ValueError(
+            f"the data plate stands at dim {guide_plate.dim} in the guide ('{guide_plate.name}') and at "
+            f"{model_plate.dim} in the model ('{model_plate.name}'); give both the same dim"
         )
-        guide_sites, model_sites = map(random_sites, traces)
-        summed = {name: site for name, site in model_sites.items() if name not in guide_sites}
-        layout = replace(layout, summed=_states(summed, layout), branching=_states(guide_sites, layout))
-        if num_samples == 1 and layout.summed is None and layout.branching is None:
-            return layout
-        return replace(layout, vectorizes=_vectorizes(model, guide, batch, layout))
 
 
 def _states(sites: dict[str, Site], layout: Layout) -> States | None:
@@ -51,47 +95,3 @@ def _states(sites: dict[str, Site], layout: Layout) -> States | None:
     sites = {name: site for name, site in sites.items() if is_enumerated(site) and not site["is_observed"]}
     shapes = {name: layout.collect(name, site["value"], 1).shape[2:] for name, site in sites.items()}
     return States(sites, shapes) if sites else None
-
-
-def _vectorizes(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> bool:
-    batch = _trial_batch(model, guide, batch, layout)
-    num_samples = 2
-    try:
-        wide = run_pair(model, guide, batch, num_samples, layout)
-        weights = wide.log_weights()
-    except Exception:  # whatever a net trips over, it does not take particles
-        return False
-    if any(site["value"].dim() - layout.nesting - site["fn"].event_dim < 1 for site in _latent(wide).values()):
-        return False
-    try:
-        auxiliary = {name: site for name, site in wide.guide.items() if name not in wide.model}
-        given = wide.latents | {
-            name: layout.collect(name, site["value"], num_samples) for name, site in auxiliary.items()
-        }
-        in_copies = replace(layout, vectorizes=False)
-        copied = run_pair(model, guide, batch, num_samples, in_copies, given=given).log_weights()
-    except Exception:  # then the copies are no way out
-        return True
-    pairs = ((weights.log_likelihood, copied.log_likelihood), (weights.log_prior, copied.log_prior))
-    return all(
-        torch.allclose(wide_part, long_part, rtol=1e-3, atol=1e-3)
-        for wide_part, long_part in (*pairs, (weights.log_guide, copied.log_guide))
-    )
-
-
-def _latent(run: PairRun) -> dict[str, Site]:
-    return {name: site for name, site in (run.model | run.guide).items() if not site["is_observed"]}
-
-
-def _trial_batch(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> Batch:
-    """Data to try particles with: an odd number of them, as a net may take a data dim of its own width for features.
-
-    A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
-    """
-    rows = torch.arange(_TRIAL_ROWS, device=batch[0].device) % len(batch[0])
-    trial = tuple(part[rows] for part in batch)
-    try:
-        run_pair(model, guide, trial, 1, layout).log_weights()
-    except Exception:  # the pair has just run on the batch, so it is the number of data that fails
-        return batch
-    return trial

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pvae.implicit import refusal_of
 from pvae.marginal import draw_state, sum_out
 from pvae.places import Layout
-from pvae.sites import Batch, Plate, Site
+from pvae.scores import CommonScale, Placed, common_scale, left_out, log_prob_of, own_scale
+from pvae.sites import Batch, Plate, Site, base_of, subsampled_plate
 from pvae.states import States
 
 __all__ = ["LogWeights", "PairRun"]
@@ -49,7 +52,8 @@ class PairRun:
     Of a split run, `drawn` holds the guide's draws with their history, in the order they were drawn; the values in
     the sites are leaves of their own. `reverse` holds the guide's sites marked `extends_model`, each -log r of
     auxiliary draws that the model knows nothing of: the weights are those of the model times r, so log r counts with
-    the prior.
+    the prior. `factors` holds the guide's `pyro.factor` statements, which train the pair and are no part of
+    log q(z | x).
     Where sites are summed out, the model ran on every draw at each of their joint `states`, one state after the other.
     Where the guide ran at every joint state of its annotated sites, `branches` holds these, and `num_samples` counts
     the draws of all branches, one branch after the other.
@@ -68,6 +72,7 @@ class PairRun:
     states: States | None = None
     branches: States | None = None
     reverse: dict[str, Site] = field(default_factory=dict)
+    factors: dict[str, Site] = field(default_factory=dict)
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -94,39 +99,94 @@ class PairRun:
         """Draws of the sites that are summed out from p(y | x, z) at each draw z, (K, B, ...)."""
         if self.states is None:
             return {}
-        log_likelihood, log_prior = self._of_model(_log_prob)
+        log_likelihood, log_prior = self._of_model(log_prob_of)
         index = draw_state(log_likelihood + log_prior, self.states.count)
         values = self.states.values(torch.arange(self.states.count, device=index.device), self.num_data)
         columns = torch.arange(self.num_data, device=index.device)
         return {name: value[index, columns] for name, value in values.items()}
 
     def log_weights(self) -> LogWeights:
-        """Unscaled weights: no plate scale, no `poutine.scale` and no subsampling mask takes part."""
-        masks = _shared_mask(self.model), _shared_mask(self.guide)
-        return self._collect(*(partial(_log_prob, shared_mask=mask) for mask in masks))
+        """Unscaled weights, masks as Pyro counts them: no plate scale and no `poutine.scale` takes part.
+
+        A datum that every site leaves out by a mask over data alone is weighed as if it were not left out.
+
+        Raises: ValueError for a plate within a datum that looks at a part of its entries only.
+        """
+        self._require_whole_data()
+        skipped = self.skipped
+
+        def score(placed: Placed) -> Tensor:
+            return log_prob_of(placed, skipped)
+
+        return self._collect(score, score)
 
     def scaled_log_weights(self) -> LogWeights:
-        """What the author's own `poutine.scale` asks training to optimise, the data plate's scale taken out.
+        """What the author's own `poutine.scale` asks training to optimise, without what stands outside (`scale`).
 
-        Where sites are summed out, a number that scales all sites of the model scales the logarithm of the sum.
+        Where sites are summed out, a scale that all sites of the model share stands outside the logarithm of the sum.
         """
         if self.states is None:
             return self._collect(self._scaled, self._scaled)
-        scales = {site["scale"] / self._plate_scale() for site in self.model.values()}
-        shared = scales.pop() if len(scales) == 1 else 1.0
+        of_model = common_scale(self._of_the_model, self.num_data)
 
-        def unshared(site: Site, masked: float = 0.0) -> Tensor:
-            return self._scaled(site, masked) / shared
+        def score(placed: Placed) -> Tensor:
+            return of_model.inside(placed, log_prob_of(placed))
 
-        parts = self._collect(unshared, unshared)
-        return LogWeights(shared * parts.log_likelihood, shared * parts.log_prior, shared * parts.log_guide)
+        parts = self._collect(score, self._scaled)
+        rest = of_model.outside
+        if isinstance(self._common.shared, Tensor):
+            rest = torch.where(self._common.shared, 1.0, torch.as_tensor(rest))
+        elif self._common.shared:
+            return parts
+        return LogWeights(rest * parts.log_likelihood, rest * parts.log_prior, parts.log_guide)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """The scale that all sites of both functions share: it stands outside every logarithm, (B,) or a number."""
+        return self._common.outside
+
+    @cached_property
+    def _common(self) -> CommonScale:
+        return common_scale(self._all_sites, self.num_data)
+
+    @property
+    def skipped(self) -> Tensor | None:
+        """The data (B,) whose masks `log_weights` does not count; None where no mask is of that kind."""
+        return left_out(self._all_sites, self.num_data)
+
+    def penalty(self) -> Tensor | None:
+        """What `pyro.factor` statements of the guide take off the objective, (K, B), scaled; None without any.
+
+        They are losses that train the pair, such as a classifier's, and no part of log q(z | x).
+        """
+        if not self.factors:
+            return None
+        terms = [(placed, log_prob_of(placed) * own_scale(placed)) for placed in self._placed(self.factors)]
+        return self._sum(terms)
+
+    def terms(self) -> dict[tuple[str, str], Tensor]:
+        """What each ("model" or "guide", site) adds to `log_weights`, (K, B).
+
+        Sites without a density, or without one at these values, and points (Delta) are left out.
+        """
+        found, skipped = {}, self.skipped
+        for function, sites, rows in (
+            ("model", self._of_the_model, self._num_states),
+            ("guide", self._of_the_guide + self._placed(self.reverse), 1),
+        ):
+            for placed in sites:
+                if refusal_of(placed[0]) is None and not isinstance(base_of(placed[0]["fn"]), Delta):
+                    with suppress(ValueError):
+                        found[function, placed[0]["name"]] = self._sum([(placed, log_prob_of(placed, skipped))], rows)
+        return found
 
     def average(self, values: Tensor) -> Tensor:
         """The mean of values (K, B) over the draws, (B,): each branch counts by its probability under the guide."""
         if self.branches is None:
             return values.mean(0)
-        log_probs = [_log_prob(self.guide[name], masked=self._share(name)) for name in self.branches.tables]
-        probs = self._sum(log_probs, self.guide_plate).exp()
+        branched = self._placed({name: self.guide[name] for name in self.branches.tables})
+        log_probs = [(placed, log_prob_of(placed, masked=self._share(placed[0]["name"]))) for placed in branched]
+        probs = self._sum(log_probs).exp()
         return (probs * values).sum(0) * self.branches.count / self.num_samples
 
     def scaled_log_joint(self) -> tuple[Tensor, Tensor]:
@@ -139,7 +199,8 @@ class PairRun:
 
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
-        return self._sum([self._scaled(self.guide[name]) for name in names], self.guide_plate)
+        chosen = self._placed({name: self.guide[name] for name in names})
+        return self._sum([(placed, self._scaled(placed)) for placed in chosen])
 
     def log_guide_at_observed(self) -> Tensor:
         """Sum of log q(y | ...) over labels that are known, (K, B); 0 where one is not.
@@ -147,21 +208,18 @@ class PairRun:
         These are the values of the model's site "y_observed" under the guide's "y_unobserved", named as by `obs_mask`.
         """
         terms = []
-        for name, site in self.guide.items():
+        for placed in self._of_the_guide:
+            name = placed[0]["name"]
             seen = self.model.get(f"{name.removesuffix('_unobserved')}_observed")
             if name.endswith("_unobserved") and seen is not None and seen["is_observed"]:
-                terms.append(scale_and_mask(site["fn"].log_prob(seen["value"]), mask=seen["mask"]))
-        return self._sum(terms, self.guide_plate)
+                log_prob = placed[0]["fn"].log_prob(seen["value"])
+                terms.append((placed, scale_and_mask(log_prob, mask=seen["mask"])))
+        return self._sum(terms)
 
     @property
     def data_scale(self) -> float:
         """N / B of a subsampling plate over the data, 1 for a plain plate."""
         return self.num_total / self.num_data
-
-    def _plate_scale(self) -> Any:
-        """What the data plate multiplied the scale of every site by; copies of the batch count as data to it."""
-        frames = next(iter(self.model.values()))["cond_indep_stack"]
-        return next(f.full_size / f.size for f in frames if f.name == self.model_plate.name and f.size)
 
     def kl(self, *, analytic: bool) -> dict[str, Tensor]:
         """KL(q(z | x) || p(z)) of each latent site, (K, B): log q - log p at the draws, or in closed form.
@@ -172,27 +230,21 @@ class PairRun:
         Raises: ValueError if sites are summed out.
         """
         self.require_all_drawn("the KL")
-        return {
-            name: self._sum([self._kl_term(name, site, analytic)], self.guide_plate) for name, site in self._kl_sites()
-        }
+        placed = self._placed(self.guide | self.reverse) or [
+            each for each in self._of_the_model if not each[0]["is_observed"]
+        ]
+        return {each[0]["name"]: self._sum([(each, self._kl_term(each, analytic))]) for each in placed}
 
-    def _kl_sites(self) -> list[tuple[str, Site]]:
-        """The guide's sites, or without a guide the model's own latent ones."""
-        if self.guide:
-            return [*self.guide.items(), *self.reverse.items()]
-        return [(name, site) for name, site in self.model.items() if not site["is_observed"]]
-
-    def _kl_term(self, name: str, site: Site, analytic: bool) -> Tensor:
-        prior = self.model.get(name)
-        if prior is None:
-            return self._scaled(site)
+    def _kl_term(self, placed: Placed, analytic: bool) -> Tensor:
+        site, name = placed[0], placed[0]["name"]
+        if name not in self.model:
+            return self._scaled(placed)
+        prior = self.model[name], self.model_plate
         if analytic and self._follows(name):
-            try:
-                divergence = kl_divergence(site["fn"], prior["fn"])
-                return scale_and_mask(divergence, site["scale"] / self._plate_scale(), site["mask"])
-            except NotImplementedError:
-                pass
-        return self._scaled(site) - self._scaled(prior)
+            with suppress(NotImplementedError):
+                divergence = kl_divergence(site["fn"], prior[0]["fn"])
+                return self._common.inside(placed, scale_and_mask(divergence, mask=site["mask"]))
+        return self._scaled(placed) - self._scaled(prior)
 
     def _follows(self, name: str) -> bool:
         """Whether the guide, too, draws all sites before this one that the model does."""
@@ -200,79 +252,69 @@ class PairRun:
         before = itertools.takewhile(lambda each: each != name, self.model)
         return not self.guide or all(each in drawn for each in before if each in self.guide)
 
-    def _scaled(self, site: Site, masked: float = 0.0) -> Tensor:
-        return scale_and_mask(_log_prob(site, masked=masked), site["scale"] / self._plate_scale())
+    def _scaled(self, placed: Placed) -> Tensor:
+        return self._common.inside(placed, log_prob_of(placed))
 
     def _share(self, name: str) -> float:
-        """The log probability of one state where a site is masked, so that all its states together count once."""
-        site = self.model.get(name) or self.guide[name]
-        for states in (self.states, self.branches):
-            if states is not None and name in states.tables:
-                return -states.log_count(name, site["fn"].event_shape)
-        return 0.0
+        """The log probability of one state where a branched site is masked: all its states together count once."""
+        assert self.branches is not None
+        return -self.branches.log_count(name, self.guide[name]["fn"].event_shape)
 
-    def _collect(self, of_model: Callable[..., Tensor], of_guide: Callable[..., Tensor]) -> LogWeights:
+    def _require_whole_data(self) -> None:
+        for site, plate in self._all_sites:
+            if (part := subsampled_plate(site, plate.name)) is not None:
+                raise ValueError(
+                    f"site '{site['name']}' stands in the plate '{part.name}', which looks at {part.size} of "
+                    f"{part.full_size} entries of a datum, and no log p(x) of the whole follows from a part; train "
+                    "with it, and evaluate with the whole plate"
+                )
+
+    @property
+    def _all_sites(self) -> list[Placed]:
+        return [*self._of_the_model, *self._of_the_guide, *self._placed(self.reverse)]
+
+    @property
+    def _of_the_model(self) -> list[Placed]:
+        """The model's sites with its data plate; the own mask of one that is summed out does not count, as in Pyro."""
+        summed = () if self.states is None else self.states.tables
+        return [
+            ({**site, "mask": None} if name in summed else site, self.model_plate) for name, site in self.model.items()
+        ]
+
+    @property
+    def _of_the_guide(self) -> list[Placed]:
+        return self._placed(self.guide)
+
+    def _placed(self, sites: Mapping[str, Site]) -> list[Placed]:
+        """Sites of the guide with its data plate."""
+        return [] if self.guide_plate is None else [(site, self.guide_plate) for site in sites.values()]
+
+    def _collect(self, of_model: Callable[[Placed], Tensor], of_guide: Callable[[Placed], Tensor]) -> LogWeights:
         log_likelihood, log_prior = self._of_model(of_model)
         if self.states is not None:
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
-        if self.guide_plate is None:
-            log_guide = log_prior
+        if self.guide:
+            log_guide = self._sum([(placed, of_guide(placed)) for placed in self._of_the_guide])
         else:
-            log_guide = self._sum([of_guide(site) for site in self.guide.values()], self.guide_plate)
+            log_guide = log_prior
         if self.reverse:
-            log_prior = log_prior - self._sum([of_guide(site) for site in self.reverse.values()], self.guide_plate)
+            log_prior = log_prior - self._sum([(placed, of_guide(placed)) for placed in self._placed(self.reverse)])
         return LogWeights(log_likelihood, log_prior, log_guide)
 
-    def _of_model(self, of_site: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    def _of_model(self, of_site: Callable[[Placed], Tensor]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
-        prior: list[Tensor] = []
-        likelihood: list[Tensor] = []
-        for name, site in self.model.items():
-            is_summed = self.states is not None and name in self.states.tables
-            log_prob = of_site(site, masked=self._share(name)) if is_summed else of_site(site)
-            (likelihood if site["is_observed"] else prior).append(log_prob)
-        return (
-            self._sum(likelihood, self.model_plate, self._num_states),
-            self._sum(prior, self.model_plate, self._num_states),
-        )
+        parts: tuple[list[tuple[Placed, Tensor]], list[tuple[Placed, Tensor]]] = ([], [])
+        for placed in self._of_the_model:
+            parts[not placed[0]["is_observed"]].append((placed, of_site(placed)))
+        return self._sum(parts[0], self._num_states), self._sum(parts[1], self._num_states)
 
-    def _sum(self, log_probs: list[Tensor], plate: Plate | None, num_states: int = 1) -> Tensor:
+    def _sum(self, log_probs: Sequence[tuple[Placed, Tensor]], num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""
         device = next(iter(self.model.values()))["value"].device
         total = torch.zeros((), device=device)
-        for log_prob in log_probs:
+        for (_, plate), log_prob in log_probs:
             lead = self.layout.nesting - log_prob.dim()
             full = log_prob.reshape((1,) * lead + log_prob.shape) if lead > 0 else log_prob
-            inner = [dim for dim in range(-self.layout.nesting, 0) if plate is None or dim != plate.dim]
+            inner = [dim for dim in range(-self.layout.nesting, 0) if dim != plate.dim]
             total = total + (full.sum(inner) if inner else full).reshape(-1, self.num_data)
         return total.expand(num_states * self.num_samples, self.num_data)
-
-
-def _shared_mask(sites: dict[str, Site]) -> Any:
-    """The mask that every site of a trace carries: it leaves out data, not terms, so log p(x) ignores it."""
-    masks = [site["mask"] for site in sites.values()]
-    # To compare the values of masks ends a trace, and is needless where a site carries none.
-    if not masks or any(mask is None for mask in masks):
-        return None
-    return masks[0] if all(_same(mask, masks[0]) for mask in masks) else None
-
-
-def _same(mask: Any, other: Any) -> bool:
-    if isinstance(mask, Tensor) and isinstance(other, Tensor):
-        return mask is other or (mask.shape == other.shape and torch.equal(mask, other))
-    return mask is other
-
-
-def _log_prob(site: Site, shared_mask: Any = None, masked: float = 0.0) -> Tensor:
-    """The log density of a site, `masked` where its own mask leaves it out."""
-    try:
-        log_prob = site["fn"].log_prob(site["value"])
-    except (NotImplementedError, KeyError) as error:
-        raise ValueError(
-            f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "
-            "or an objective with gradient='pathwise'"
-        ) from error
-    mask = site["mask"]
-    if mask is None or _same(mask, shared_mask):
-        return log_prob
-    return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, masked)

@@ -15,7 +15,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.contexts import called_modules, running, seeded
-from pvae.settings import reach
+from pvae.guards import Guard
+from pvae.owners import within
 from pvae.store import owner_of, remembered
 
 __all__ = ["Parameters", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
@@ -38,22 +39,24 @@ class Source(Protocol):
 class Parameters:
     """What one run of a pair touched: leaves to train, buffers to save, modules to switch to evaluation.
 
-    `leaves` maps Pyro's name to the unconstrained tensor that an optimizer steps; `guide_only` holds the
-    names that the model does not use; `unregistered` names modules whose parameters no `pyro.module` states;
-    `functions` are the pair's own.
+    `leaves` maps Pyro's name to the unconstrained tensor that an optimizer steps; `frozen` does so for those that have
+    `requires_grad` False, which are saved with the others and trained never; `guide_only` holds the names of leaves
+    that the model does not use; `unregistered` names modules whose parameters no `pyro.module` states; `functions` are
+    the pair's own.
     """
 
     leaves: dict[str, Tensor]
     buffers: dict[str, Tensor]
     modules: tuple[nn.Module, ...]
+    frozen: dict[str, Tensor] = field(default_factory=dict)
     guide_only: frozenset[str] = field(default_factory=frozenset)
     unregistered: tuple[str, ...] = ()
     functions: tuple[Stochastic, ...] = ()
 
     @property
     def device(self) -> torch.device:
-        """Where the first leaf (or buffer) lives; the CPU for a pair without any."""
-        for tensor in (*self.leaves.values(), *self.buffers.values()):
+        """Where the first leaf (or frozen parameter, or buffer) lives; the CPU for a pair without any."""
+        for tensor in (*self.leaves.values(), *self.frozen.values(), *self.buffers.values()):
             return tensor.device
         return torch.device("cpu")
 
@@ -74,8 +77,11 @@ class Parameters:
         return store[name] if name in store else self.leaves[name]
 
     def state(self) -> dict[str, Tensor]:
-        """Leaves and buffers by name, detached, sharing storage: what a checkpoint holds."""
-        return {name: tensor.detach() for name, tensor in (self.leaves | self.buffers).items()}
+        """Leaves, frozen parameters and buffers by name, detached, sharing storage: what a checkpoint holds.
+
+        Nets have the same names whether or not `torch.compile` wraps them.
+        """
+        return {name: tensor.detach() for name, tensor in self._tensors().items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -83,7 +89,7 @@ class Parameters:
 
         Raises: ValueError if names or shapes differ from those of the pair.
         """
-        own = self.leaves | self.buffers
+        own = self._tensors()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise ValueError(
@@ -109,10 +115,20 @@ class Parameters:
         places = {id(buffer): (module, name) for module in self.modules for name, buffer in module._buffers.items()}
         for module in self.modules:
             module.to(device)
-        for leaf in self.leaves.values():
+        for leaf in (*self.leaves.values(), *self.frozen.values()):
             leaf.data = leaf.data.to(device)
         for full_name, (module, name) in {full: places[id(buffer)] for full, buffer in self.buffers.items()}.items():
-            self.buffers[full_name] = module.get_buffer(name)
+            buffer = dict(module._buffers.items())[name]
+            assert buffer is not None
+            self.buffers[full_name] = buffer
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {plain_name(name): tensor for name, tensor in (self.leaves | self.frozen | self.buffers).items()}
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor as it would be if no `torch.compile` wrapped its net."""
+    return name.replace("_orig_mod.", "")
 
 
 def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
@@ -125,23 +141,24 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     with running("pair", batch), torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
         with poutine.trace() as guide_run:
             guide_leaves = _leaves_of(guide, batch) if guide is not None else {}
-        with poutine.replay(trace=guide_run.trace):
+        with Guard(), poutine.replay(trace=guide_run.trace):
             model_leaves = _leaves_of(model, batch)
     known = {id(leaf) for leaf in model_leaves.values()}
     own = {name: leaf for name, leaf in guide_leaves.items() if id(leaf) not in known}
-    leaves = own | model_leaves
+    stated = own | model_leaves
     known |= {id(leaf) for leaf in own.values()}
     owners = [owner_of(function) for function in (guide, model) if isinstance(owner_of(function), nn.Module)]
-    # A method of a module may use its parts without calling them: by their forward, or by their training flag.
-    everything = dict.fromkeys([*modules, *(part for owner in owners for part in owner.modules())])
+    # A module may use its parts without calling them: by their forward, or by their training flag.
+    everything = list(dict.fromkeys([*modules, *(part for whole in (*owners, *modules) for part in whole.modules())]))
     return Parameters(
-        leaves=leaves,
-        buffers=_named_buffers(list(everything), leaves),
+        leaves={name: leaf for name, leaf in stated.items() if leaf.requires_grad},
+        buffers=_named(everything, nn.Module.named_buffers, stated),
         modules=tuple(everything),
+        frozen=_frozen(model, guide, batch, everything, stated),
         functions=(model,) if guide is None else (model, guide),
-        guide_only=frozenset(own),
+        guide_only=frozenset(name for name, leaf in own.items() if leaf.requires_grad),
         unregistered=tuple(
-            type(module).__name__
+            str(getattr(module, "original_name", type(module).__name__))
             for module in dict.fromkeys([*modules, *owners])
             if any(p.requires_grad and id(p) not in known for p in module.parameters(recurse=False))
         ),
@@ -202,7 +219,7 @@ def home(*functions: Stochastic | None) -> torch.device:
             continue
         for leaf, _ in remembered(function).values():
             return leaf.device
-        for holder in reach(function):
+        for holder in within([function]):
             if isinstance(holder, nn.Module):
                 for tensor in holder.parameters():
                     return tensor.device
@@ -212,25 +229,69 @@ def home(*functions: Stochastic | None) -> torch.device:
 def _leaves_of(function: Stochastic, batch: Batch) -> dict[str, Tensor]:
     with poutine.trace(param_only=True) as run:
         function(*batch)
-    values: dict[str, Any] = {name: site["value"] for name, site in run.trace.nodes.items() if site["type"] == "param"}
     leaves: dict[str, Tensor] = {}
-    for name, value in values.items():
-        leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
-        if all(leaf is not other for other in leaves.values()):
-            leaves[name] = leaf
+    for name, site in run.trace.nodes.items():
+        if site["type"] == "param":
+            leaf = _leaf_of(site["value"])
+            if all(leaf is not other for other in leaves.values()):
+                leaves[name] = leaf
     return leaves
 
 
-def _named_buffers(modules: list[nn.Module], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Buffers named after the registered parameters of the same module, else by order of first call."""
-    owner = {id(leaf): name for name, leaf in leaves.items()}
-    buffers: dict[str, Tensor] = {}
-    for index, module in enumerate(modules):
+def _leaf_of(value: Any) -> Tensor:
+    """The unconstrained tensor behind what a `param` statement gave, which a plate may have subsampled."""
+    if hasattr(value, "unconstrained"):
+        value = value.unconstrained()
+    leaf: Tensor = getattr(value, "_pyro_unconstrained_param", value)
+    return leaf
+
+
+def _frozen(
+    model: Stochastic, guide: Stochastic | None, batch: Batch, modules: list[nn.Module], stated: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The parameters with `requires_grad` False, under the names that they would have if they were trained.
+
+    `pyro.module` passes them over, so it is asked once more, with `requires_grad` True for as long as that takes.
+    """
+    frozen = {name: leaf for name, leaf in stated.items() if not leaf.requires_grad}
+    known = {id(leaf) for leaf in stated.values()}
+    silent = [
+        leaf
+        for leaf in dict.fromkeys(leaf for module in modules for leaf in module.parameters(recurse=False))
+        if id(leaf) not in known and not leaf.requires_grad
+    ]
+    registered = [leaf for leaf in silent if leaf.is_floating_point()]
+    if registered:
+        with torch.no_grad(), seeded(0, batch[0].device), called_modules():
+            for leaf in registered:
+                leaf.requires_grad_(True)
+            try:
+                with poutine.trace() as guide_run:
+                    named = _leaves_of(guide, batch) if guide is not None else {}
+                with poutine.replay(trace=guide_run.trace):
+                    named |= _leaves_of(model, batch)
+            finally:
+                for leaf in registered:
+                    leaf.requires_grad_(False)
+        frozen |= {name: leaf for name, leaf in named.items() if any(leaf is other for other in registered)}
+        known |= {id(leaf) for leaf in frozen.values()}
+    unnamed = _named(modules, nn.Module.named_parameters, stated | frozen)
+    return frozen | {name: leaf for name, leaf in unnamed.items() if id(leaf) not in known and not leaf.requires_grad}
+
+
+def _named(modules: list[nn.Module], members: Callable[..., Any], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers or parameters of modules by name, after the registered parameters of the same module.
+
+    Else by order of first call.
+    """
+    owner = {id(leaf): name for name, leaf in known.items()}
+    found: dict[str, Tensor] = {}
+    for index, module in enumerate(module for module in modules if "_orig_mod" not in module._modules):
         prefix = f"module{index}."
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in owner:
                 prefix = owner[id(parameter)].removesuffix(name)
-        for name, buffer in module.named_buffers(recurse=False):
-            if all(buffer is not other for other in buffers.values()):
-                buffers[prefix + name] = buffer
-    return buffers
+        for name, tensor in members(module, recurse=False):
+            if all(tensor is not other for other in found.values()):
+                found[prefix + name] = tensor
+    return found

@@ -31,18 +31,32 @@ class Layout:
 
     `nesting` is how many batch dims its plates use; the particle plate stands left of them. A pair whose
     nets cannot take that extra dim is run on K copies of the batch instead (`vectorizes` is False).
-    `data_plates` names the plates over the data, of guide and model, which may have to hold those copies;
-    `places` says for each latent site where its dims are. `summed` holds the states of the model's latents that are
-    summed out: those annotated with infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the
-    guide's own latents with that annotation, which an objective may run at every state instead of drawing them.
+    `model_plate` and `guide_plate` name the plates over the data, which may have to hold those copies (None for a
+    guide without sites, or one that was not looked at and has the model's); `places` says for each latent site where
+    its dims are. `summed` holds the states of the model's latents that are summed out: those annotated with
+    infer={"enumerate": "parallel"} that the guide lacks; `branching` those of the guide's own latents with that
+    annotation, which an objective may run at every state instead of drawing them. `guarded` names the model's sites
+    whose value may lie outside their support (see `pvae.guards`).
     """
 
     nesting: int
     vectorizes: bool
-    data_plates: frozenset[str] = frozenset()
+    model_plate: str
+    guide_plate: str | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
     summed: States | None = None
     branching: States | None = None
+    guarded: frozenset[str] = frozenset()
+
+    @property
+    def data_plates(self) -> frozenset[str]:
+        """The names of the plates over the data."""
+        return frozenset(name for name in (self.model_plate, self.guide_plate) if name is not None)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a run draws any latent, or the pair has none but those that are summed out."""
+        return bool(self.places.keys() - (self.summed.tables.keys() if self.summed is not None else set()))
 
     def states_besides(self, names: Collection[str]) -> States | None:
         """The joint states to sum over where the values of some sites are given; None if there are none."""

@@ -13,12 +13,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pvae.guards import Guard
 from pvae.marginal import repeated
 from pvae.pair_run import PairRun
 from pvae.places import PARTICLES, Layout
-from pvae.sites import Batch, Plate, Site, data_plate, random_sites
+from pvae.sites import Batch, Plate, Site, plate_named, random_sites
 
-__all__ = ["run_pair", "trace_pair", "unmatched_sites"]
+__all__ = ["run_pair", "setting", "trace_guide", "trace_model", "trace_pair", "unmatched_sites"]
 
 Stochastic = Callable[..., Any]
 
@@ -54,11 +55,13 @@ def run_pair(
     if branches is not None:
         given = repeated(given, branches, num_samples, batch)
         num_samples *= branches.count
+    guarded = layout.guarded.union(given)
     states = layout.states_besides(given)
     with _particles(batch, num_samples, layout, given) as rows:
-        guide_trace = trace_guide(guide, rows, _Split(drawn) if split else None)
+        guide_trace = trace_guide(guide, rows, Guard(given, replaces=False), *([_Split(drawn)] if split else []))
         if guide is None or states is None:
-            model_trace = trace_model(model, guide_trace, rows)
+            draws = _without_indices(guide_trace, rows, batch, layout)
+            model_trace = trace_model(model, draws, rows, Guard(guarded))
     model_rows = rows
     if states is not None:
         proposed = model_trace if guide is None else guide_trace
@@ -69,7 +72,8 @@ def run_pair(
         }
         values = repeated({**given, **latents}, states, num_samples, batch)
         with _particles(batch, num_samples * states.count, layout, values) as model_rows:
-            model_trace = trace_model(model, proposed, model_rows)
+            draws = _without_indices(proposed, model_rows, batch, layout)
+            model_trace = trace_model(model, draws, model_rows, Guard(guarded))
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     missing, extra = unmatched_sites(guide_sites, model_sites, () if layout.summed is None else layout.summed.tables)
     if guide is not None and (missing or extra):
@@ -77,8 +81,12 @@ def run_pair(
             f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
             "sample exactly the model's latent sites in the guide"
         )
-    model_plate = data_plate(model_trace, len(model_rows[0]), besides=PARTICLES)
+    model_plate = plate_named(model_sites, layout.model_plate, len(model_rows[0]))
+    guide_plate = None
+    if guide_sites:
+        guide_plate = plate_named(guide_sites, layout.guide_plate or layout.model_plate, len(rows[0]))
     reverse = {name: guide_sites.pop(name) for name in list(guide_sites) if _extends_model(guide_sites[name])}
+    factors = {name: guide_sites.pop(name) for name in list(guide_sites) if guide_sites[name]["is_observed"]}
     return PairRun(
         batch=batch,
         guide=guide_sites,
@@ -87,12 +95,13 @@ def run_pair(
         num_data=len(batch[0]),
         num_total=_subsampled_from(model_trace, model_plate) or len(batch[0]),
         layout=layout,
-        guide_plate=data_plate(guide_trace, len(rows[0]), besides=PARTICLES) if guide_sites else None,
+        guide_plate=guide_plate,
         model_plate=model_plate,
         drawn=drawn,
         states=states,
         branches=branches,
         reverse=reverse,
+        factors=factors,
     )
 
 
@@ -114,19 +123,22 @@ def trace_pair(
     model: Stochastic, guide: Stochastic | None, batch: Batch, around_guide: Messenger | None = None
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The trace of the guide, and that of the model on the guide's draws."""
-    guide_trace = trace_guide(guide, batch, around_guide)
-    return guide_trace, trace_model(model, guide_trace, batch)
+    guide_trace = trace_guide(guide, batch, *([] if around_guide is None else [around_guide]))
+    return guide_trace, trace_model(model, guide_trace, batch, Guard())
 
 
-def trace_guide(guide: Stochastic | None, batch: Batch, around: Messenger | None = None) -> poutine.Trace:
+def trace_guide(guide: Stochastic | None, batch: Batch, *around: Messenger) -> poutine.Trace:
     """The trace of the guide; an empty one without a guide."""
-    with around or ExitStack():
+    with ExitStack() as handlers:
+        for each in around:
+            handlers.enter_context(each)
         return poutine.trace(guide).get_trace(*batch) if guide is not None else poutine.Trace()
 
 
-def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch) -> poutine.Trace:
+def trace_model(model: Stochastic, guide_trace: poutine.Trace, batch: Batch, guard: Guard) -> poutine.Trace:
     """The trace of the model on the guide's draws."""
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    with guard:
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
 
 
 @contextmanager
@@ -134,13 +146,22 @@ def _particles(batch: Batch, num_samples: int, layout: Layout, given: Mapping[st
     """Run what is inside with K particles, at given values of some sites; gives the batch to run it on."""
     with ExitStack() as handlers:
         if given:
-            handlers.enter_context(_Given({name: layout.arrange(name, value) for name, value in given.items()}))
+            handlers.enter_context(_Given(_arranged(layout, given)))
         if num_samples > 1 and layout.vectorizes:
             handlers.enter_context(pyro.plate(PARTICLES, num_samples, dim=-1 - layout.nesting))
         elif num_samples > 1:
             handlers.enter_context(_InOrder(layout.data_plates))
             batch = _copies(batch, num_samples)
         yield batch
+
+
+def setting(layout: Layout, given: Mapping[str, Tensor]) -> Messenger:
+    """A handler that sets latent sites, each (1, B, ...), in a run of one particle."""
+    return _Given(_arranged(layout, given))
+
+
+def _arranged(layout: Layout, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: layout.arrange(name, value) for name, value in given.items()}
 
 
 def _copies(batch: Batch, num_samples: int) -> Batch:
@@ -154,6 +175,16 @@ def _subsampled_from(trace: poutine.Trace, plate: Plate) -> int | None:
     if isinstance(drawn, _Subsample) and (drawn.subsample_size is not None or drawn.size != plate.size):
         return drawn.size
     return None
+
+
+def _without_indices(trace: poutine.Trace, rows: Batch, batch: Batch, layout: Layout) -> poutine.Trace:
+    """A trace to take draws from; on copies of the batch, the plates over the data find their indices by themselves."""
+    if len(rows[0]) == len(batch[0]):
+        return trace
+    draws = trace.copy()
+    for name in layout.data_plates & draws.nodes.keys():
+        draws.remove_node(name)
+    return draws
 
 
 class _Given(Messenger):
@@ -184,10 +215,10 @@ class _Split(Messenger):
 
 
 class _InOrder(Messenger):
-    """Give a plate over the data its batch in order, whatever it would draw or take over from another run.
+    """Give a plate over the data its batch in order, where it would draw which data to look at.
 
-    The batch is the subsample already, so no index is needed, and a subsampling plate would refuse to hold more copies
-    than data.
+    The batch is the subsample already, and a subsampling plate would refuse to hold more copies than data. Indices that
+    come with the batch stay as they are: they are copied with it.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -196,6 +227,6 @@ class _InOrder(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if isinstance(fn, _Subsample) and msg["name"] in self.names:
+        if isinstance(fn, _Subsample) and msg["name"] in self.names and msg["value"] is None:
             size = fn.size if fn.subsample_size is None else fn.subsample_size
             msg["value"] = torch.arange(size, device=fn.device)

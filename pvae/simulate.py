@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.layout import read_layout
+from pvae.layout import look
 from pvae.sites import Batch, random_sites
 
 __all__ = ["Simulated", "Simulator", "observed_parts", "simulate"]
@@ -40,7 +40,7 @@ class Simulator:
 
     def __init__(self, model: Any, batch: Batch) -> None:
         self.model, self.parts = model, observed_parts(model, batch)
-        self.layout = read_layout(model, None, batch, 1)
+        self.layout = look(model, None, batch)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Simulated:

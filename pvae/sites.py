@@ -6,14 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.transforms import Transform
 
 from pvae.contexts import called_modules, running, seeded
 from pvae.store import private_store
+from pvae.supports import bounds_of, family_of, onto, same, shared, support_of
 
 __all__ = [
     "LatentSite",
@@ -23,10 +26,13 @@ __all__ = [
     "find_latent_sites",
     "is_enumerated",
     "latent_sites",
+    "other_batch",
+    "plate_named",
     "plate_nesting",
     "random_sites",
     "require_latents",
-    "support_of",
+    "score_all",
+    "subsampled_plate",
 ]
 
 Batch = tuple[Tensor, ...]
@@ -47,7 +53,8 @@ class LatentSite:
     """A latent site of a model.
 
     `event_shape` excludes every plate; `support` is that of one event; `plates` are the plates
-    inside the data plate, outermost first.
+    inside the data plate, outermost first. `family` names its distribution; `moves` says whether the support
+    differs from datum to datum, along a plate, or with other draws.
     """
 
     name: str
@@ -55,6 +62,30 @@ class LatentSite:
     support: constraints.Constraint
     plates: tuple[Plate, ...]
     data_plate: Plate
+    family: str = ""
+    moves: bool = False
+
+    @property
+    def bijection(self) -> Transform:
+        """From the reals to the support.
+
+        Raises: ValueError for a support that moves, or that no bijection leads to.
+        """
+        self.require_fixed_support()
+        return onto(self.name, self.family, self.support)
+
+    def require_fixed_support(self) -> None:
+        """Raise ValueError for a support that moves: no guide that was built beforehand can draw there."""
+        if self.moves:
+            raise moving_support(self.name, self.family)
+
+
+def moving_support(name: str, family: str) -> ValueError:
+    """Why a site cannot be served whose support is not one for all."""
+    return ValueError(
+        f"site '{name}' ({family}) has a support that is not the same for all: it depends on another latent, on the "
+        "data or on a plate; draw it on a fixed support and transform it in the model"
+    )
 
 
 def as_batch(batch: Tensor | tuple[Tensor, ...]) -> Batch:
@@ -96,15 +127,70 @@ def plate_nesting(trace: poutine.Trace) -> int:
     return max((-plate.dim for site in random_sites(trace).values() for plate in plates_of(site)), default=0)
 
 
-def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
-    """The plate over the data: the outermost that every site shares, `besides` left aside.
+def data_plate(
+    trace: poutine.Trace, num_data: int, look_again: Callable[[Callable[[Batch], Batch]], poutine.Trace]
+) -> Plate:
+    """The plate over the data: the outermost that every site shares and whose size follows the number of data.
 
-    Raises: ValueError if a site lies outside every shared plate, or the plate does not hold the batch.
+    Two looks tell it from a plate within a datum that happens to be of that size. A function that runs on exactly these
+    data, such as one with a parameter per datum, has but one look.
+
+    Args:
+        trace: of a run on `num_data` data.
+        num_data: B.
+        look_again: runs the function on another batch, which the function it is given makes of the first one, and gives
+            the trace.
+
+    Raises: ValueError if a site lies outside every shared plate, or no plate holds the batch.
     """
-    sites = random_sites(trace)
+    shared = _shared_plates(trace)
+    fitting = [plate for plate in shared if plate.size == num_data]
+    if not fitting:
+        raise ValueError(
+            f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
+            "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
+        )
+    sizes = _sizes_on_another_batch(num_data, look_again)
+    following = [plate for plate in fitting if sizes.get(plate.name) == other_length(num_data)]
+    return (following or fitting)[0]
+
+
+def other_length(num_data: int) -> int:
+    """Another number of data than `num_data` to look at a pair with: a few, no more where that can be."""
+    return min(num_data - 1, 7) if num_data > 2 else num_data + 1
+
+
+def other_batch(batch: Batch) -> Batch:
+    """A batch of another length, made of the data of `batch`."""
+    rows = torch.arange(other_length(len(batch[0])), device=batch[0].device) % len(batch[0])
+    return tuple(part[rows] for part in batch)
+
+
+def _sizes_on_another_batch(num_data: int, look_again: Any) -> dict[str, int]:
+    try:
+        with pyro.validation_enabled(False):
+            trace = look_again(other_batch)
+        score_all(trace)
+        return {plate.name: plate.size for plate in _shared_plates(trace)}
+    except Exception:  # whatever the function trips over, it runs on its own number of data
+        return {}
+
+
+def score_all(trace: poutine.Trace) -> None:
+    """Ask every site for its density: a value that does not fit its plate shows there alone, by an error."""
+    for site in random_sites(trace).values():
+        if not hasattr(site["fn"], "refusal"):
+            site["fn"].log_prob(site["value"])
+
+
+def _shared_plates(trace: poutine.Trace) -> list[Plate]:
+    """The vectorised plates around every site, outermost first.
+
+    Raises: ValueError if there are none.
+    """
     shared: list[Plate] = []
-    for position, (name, site) in enumerate(sites.items()):
-        plates = tuple(plate for plate in plates_of(site) if plate.name != besides)
+    for position, (name, site) in enumerate(random_sites(trace).items()):
+        plates = plates_of(site)
         kept = [plate for plate in shared if plate in plates] if position else list(plates)
         if not kept:
             raise ValueError(
@@ -114,13 +200,35 @@ def data_plate(trace: poutine.Trace, num_data: int, besides: str = "") -> Plate:
         shared = kept
     if not shared:
         raise ValueError("no sample statement was found; write at least one `pyro.sample` in the data plate")
-    for plate in shared:
-        if plate.size == num_data:
-            return plate
-    raise ValueError(
-        f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
-        "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
-    )
+    return shared
+
+
+def plate_named(sites: dict[str, Site], name: str, num_data: int | None = None) -> Plate:
+    """The plate over the data in a run whose plate of that name holds `num_data`, copies included, if that is told.
+
+    Raises: ValueError if a site stands outside of it, or it holds another number.
+    """
+    found: Plate | None = None
+    for each, site in sites.items():
+        plate = next((plate for plate in plates_of(site) if plate.name == name), None)
+        fits = plate is not None and (num_data is None or plate.size == num_data)
+        if plate is None or not fits or (found is not None and plate.dim != found.dim):
+            got = "none" if plate is None else f"one of {plate.size} at dim {plate.dim}"
+            raise ValueError(
+                f"site '{each}' is to stand in the data plate '{name}' of the {num_data} data of a run, and stands in "
+                f"{got}; give the plate the length of the batch, and one dim, around every site"
+            )
+        found = plate
+    assert found is not None
+    return found
+
+
+def subsampled_plate(site: Site, data_plate: str) -> Any:
+    """The frame of a plate within a datum that looks at a part of its entries only; None where there is none."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name != data_plate and frame.full_size not in (None, frame.size):
+            return frame
+    return None
 
 
 def latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
@@ -146,32 +254,47 @@ def require_latents(
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """As `latent_sites`, of a model that may have none."""
     arguments = as_batch(batch)
-    with (
-        private_store(model),
-        running("model", arguments),
-        torch.no_grad(),
-        seeded(0, arguments[0].device),
-        called_modules(),
-        # Called inside the handler, not through it: that would add a table of shapes to an error.
-        poutine.trace() as run,
-    ):
-        model(*arguments)
-    trace = run.trace
-    data = data_plate(trace, len(arguments[0]))
+    with private_store(model, look=True):
+        trace = _look(model, arguments, 0)
+        data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments), 0))
+        sites = {
+            name: site
+            for name, site in random_sites(trace).items()
+            if not site["is_observed"] and not is_enumerated(site)
+        }
+        supports = {name: support_of(site["fn"]) for name, site in sites.items()}
+        fixed = {name: shared(support) for name, support in supports.items()}
+        # What all data share in one run may be another support in the next.
+        if any(isinstance(bound, Tensor) for support in supports.values() for bound in bounds_of(support)):
+            again = random_sites(_look(model, arguments, 1))
+            for name, support in fixed.items():
+                other = shared(support_of(again[name]["fn"])) if name in again else support
+                if support is None or other is None or not same(support, other):
+                    fixed[name] = None
     return tuple(
         LatentSite(
             name,
             site["fn"].event_shape,
-            support_of(site["fn"]),
+            fixed[name] or supports[name],
             tuple(plate for plate in plates_of(site) if plate != data),
             data,
+            family_of(site["fn"]),
+            moves=fixed[name] is None,
         )
-        for name, site in random_sites(trace).items()
-        if not site["is_observed"] and not is_enumerated(site)
+        for name, site in sites.items()
     )
 
 
-def support_of(distribution: Any) -> constraints.Constraint:
-    """The support of one event: that of its components for a mixture, to whose own torch knows no bijection."""
-    support: constraints.Constraint = distribution.support
-    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
+def _look(model: Callable[..., Any], batch: Batch, seed: int) -> poutine.Trace:
+    """The trace of a model, nets in evaluation mode, random state as before."""
+    with (
+        running("model", batch),
+        torch.no_grad(),
+        seeded(seed, batch[0].device),
+        called_modules(),
+        # Called inside the handler, not through it: that would add a table of shapes to an error.
+        poutine.trace() as run,
+    ):
+        model(*batch)
+    trace: poutine.Trace = run.trace
+    return trace

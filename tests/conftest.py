@@ -3,11 +3,17 @@
 import os
 from pathlib import Path
 
+# The nets of the tests are small: a second thread gains nothing, and waits long for a busy core. Torch reads these when
+# it is loaded, and the processes that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pyro
 import pytest
 import torch
 
-# The nets of the tests are small: a second thread gains nothing, and waits long for a busy core.
+from pvae import store
+
 torch.set_num_threads(1)
 
 
@@ -23,6 +29,7 @@ def data_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_param_store():
-    """Each test starts with an empty Pyro param store and leaves nothing in it."""
+    """Each test starts with an empty Pyro param store, and where pvae trained no factory's pair, and leaves neither."""
     with pyro.get_param_store().scope():
         yield
+    store._trained.clear()

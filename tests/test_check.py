@@ -265,3 +265,75 @@ def test_a_pair_that_cannot_be_traced_gets_a_note_that_says_why():
     assert note.level == "note"
     assert str(note).startswith("pair: cannot be traced: ")
     assert "they run eagerly now" in note.fix
+
+
+# --- tensors that nothing registers
+
+LOOSE = nn.Parameter(torch.zeros(4))
+UNSTATED = (
+    "asks for a gradient, but no pyro.param or pyro.module states it, so it is not trained; state it by pyro.param, "
+    "hold it in a module given to pyro.module, or freeze it with requires_grad_(False)"
+)
+
+
+class Affine:
+    """A decoder that is no module."""
+
+    def __init__(self):
+        self.weight, self.rest = nn.Parameter(torch.ones(2, 4)), {"shift": torch.zeros(4, requires_grad=True)}
+
+    def __call__(self, z):
+        return z @ self.weight + self.rest["shift"]
+
+
+def loose_pair():
+    """A plain object, a global, a closure and a net of which nobody calls anything; all of them are to be trained."""
+    decoder, loc, net = Affine(), nn.Parameter(torch.zeros(2)), nn.Linear(4, 2)
+
+    def model(x):
+        slope = pyro.param("slope", torch.ones(4), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", PRIOR)
+            pyro.sample("x", dist.Normal(decoder(z) + LOOSE, slope).to_event(1), obs=x)
+
+    def guide(x):
+        # An auxiliary leaf, as refinement by gradients makes, is nobody's parameter.
+        step = torch.zeros(2, requires_grad=True)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ net.weight.T + loc + step, 1.0).to_event(1))
+
+    return model, guide, {"weight": decoder.weight, "shift": decoder.rest["shift"], "loc": loc, "net": net.weight}
+
+
+def test_tensors_that_no_statement_holds_are_named():
+    model, guide, held = loose_pair()
+    # That of the data is no parameter either.
+    x = torch.zeros(6, 4, requires_grad=True)
+    found = {str(finding) for finding in pvae.check(model, guide, x)}
+    names = {"LOOSE": 4, "decoder.rest['shift']": 4, "decoder.weight": (2, 4), "loc": 2, "net.weight": (2, 4)}
+    assert found == {
+        f"tensor '{name}': of shape {shape if isinstance(shape, tuple) else (shape,)} {UNSTATED}"
+        for name, shape in names.items()
+    }
+    with pytest.raises(ValueError, match="tensor 'loc': of shape") as refusal:
+        pvae.fit(model, guide, x.detach(), epochs=1, progress=False)
+    assert set(str(refusal.value).split(" | ")) == found
+    LOOSE.requires_grad_(False)
+    try:
+        for tensor in held.values():
+            tensor.requires_grad_(False)
+        assert pvae.check(model, guide, x) == []
+    finally:
+        LOOSE.requires_grad_(True)
+
+
+def test_a_tensor_without_a_name_in_sight_is_reported_by_its_shape():
+    hidden = torch.zeros(4, requires_grad=True).unbind()  # views, whose leaf no name reaches
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", PRIOR)
+            logits = torch.stack(hidden) + z.sum(-1, keepdim=True)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    assert list(map(str, pvae.check(model, guide_of(), BITS))) == [f"a tensor: of shape (4,) {UNSTATED}"]

@@ -156,6 +156,24 @@ def test_maximum_likelihood_is_the_published_optimum():
     assert model.log_prob(x).mean().item() == pytest.approx(optimum.item(), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("x", "latent_dim", "message"),
+    [
+        (torch.tensor([[0.0, 1.0, math.nan], [1.0, 2.0, 0.0]]), 1, "data hold 1 values that are nan or inf"),
+        (torch.tensor([[0.0, 1.0, math.inf], [1.0, 2.0, 0.0]]), 1, "data hold 1 values that are nan or inf"),
+        (torch.zeros(0, 3), 1, "N >= 2"),
+        (torch.zeros(1, 3), 1, "N >= 2"),
+        (torch.eye(3), 2, "the 3 data vary in no more than 2 directions"),
+        (torch.ones(9, 3), 1, "the 9 data vary in no more than 1 directions"),
+        (torch.eye(3, dtype=torch.int64), 1, "expected data of real numbers, got torch.int64"),
+    ],
+)
+def test_data_without_a_maximum_likelihood_are_refused(x, latent_dim, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        LinearGaussian.maximum_likelihood(x, latent_dim)
+    assert "\n" not in str(refusal.value)
+
+
 def test_trained_linear_vae_is_probabilistic_pca():
     torch.manual_seed(6)
     basis = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64)).Q[:3]

@@ -148,7 +148,11 @@ def test_quadrature_over_two_sites_with_bounds():
     [
         (Quadrature(), LinearGaussian(4, 3), "3 dims in all.*AnnealedImportanceSampling"),
         (Quadrature(), mixed, "'y' is discrete.*Enumeration"),
-        (Quadrature(), moving, "support of site 'b' depends on another latent"),
+        (
+            Quadrature(),
+            moving,
+            "'b' .Uniform. has a support that is not the same for all",
+        ),
         (Enumeration(), mixed, "'z' is continuous.*Quadrature"),
         (Enumeration(), counts, r"'y' \(Poisson\) has no finite support"),
     ],

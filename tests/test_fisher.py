@@ -92,7 +92,7 @@ def test_with_its_constant_it_is_the_divergence_and_has_its_gradient(num_samples
 
 
 @pytest.mark.parametrize("family", [MeanField, FullCovariance])
-@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+@pytest.mark.parametrize("step_mode", ["traced", pytest.param("eager", marks=pytest.mark.slow)])
 def test_it_trains_a_gaussian_vae(family, step_mode):
     torch.manual_seed(0)
     x = draws(linear_gaussian(), 500).float()

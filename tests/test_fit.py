@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pvae
 from pvae.data import DataSet
+from pvae.data.batches import Batches
 from pvae.guides import MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.objectives import ELBO
@@ -328,6 +329,120 @@ def test_a_cuda_graph_on_a_cpu_is_refused_with_the_mode_to_use():
         pvae.fit(pair.model, pair.guide, pair.batch, steps=2, step_mode="graph", progress=False)
 
 
-def test_auto_names_the_mode_that_ran():
+@pytest.mark.parametrize(("steps", "mode"), [(3, "eager"), (1000, "traced")])
+def test_auto_names_the_mode_that_ran(steps, mode):
     pair = own_pairs.plain()
-    assert pvae.fit(pair.model, pair.guide, pair.batch, steps=3, progress=False).step_mode == "traced"
+    assert pvae.fit(pair.model, pair.guide, pair.batch, steps=steps, progress=False).step_mode == mode
+
+
+# --- a last batch that is too small
+
+
+class Normalised(nn.Module):
+    """A pair with BatchNorm in its encoder, which nothing but two data or more can train."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder = nn.Linear(2, 4)
+        self.encoder = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        loc, raw = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+@pytest.mark.parametrize(("options", "num_steps"), [({"epochs": 3}, 6), ({"steps": 5}, 5)])
+def test_a_remainder_that_cannot_be_trained_on_joins_the_batch_before_it(options, num_steps):
+    pair, x = Normalised(), torch.randn(21, 4)
+    state = torch.get_rng_state()
+    result = pvae.fit(pair.model, pair.guide, x, batch_size=10, progress=False, **options)
+    assert len(result.losses) == num_steps
+    assert torch.equal(torch.get_rng_state(), state)
+    # The look left no trace in the running statistics.
+    assert pair.encoder[1].num_batches_tracked == num_steps
+    sizes = [len(batch) for (batch,) in _batches(x, 10, joins=True)]
+    assert sizes == [10, 11]
+
+
+def test_a_remainder_that_can_be_trained_on_stays_a_batch():
+    pair, x = Normalised(), torch.randn(22, 4)
+    assert len(pvae.fit(pair.model, pair.guide, x, batch_size=10, epochs=2, progress=False).losses) == 6
+    assert [len(batch) for (batch,) in _batches(x, 10, joins=False)] == [10, 10, 2]
+
+
+def _batches(x, batch_size, joins):
+    source = Batches(x, batch_size)
+    if joins:
+        source.join_last()
+    batches = list(source.epoch(shuffle=True))
+    assert len(batches) == len(source)
+    assert torch.equal(torch.cat([batch for (batch,) in batches]).sort(0).values, x.sort(0).values)
+    return batches
+
+
+def test_joined_batches_train_as_batches_of_their_sizes_do():
+    joined, by_hand = Normalised(), Normalised()
+    x = torch.randn(5, 4)
+    options = {"progress": False, "optimizer": lambda leaves: torch.optim.SGD(leaves, lr=1e-2)}
+    first = pvae.fit(joined.model, joined.guide, x, batch_size=4, epochs=4, seed=1, **options)
+    second = pvae.fit(by_hand.model, by_hand.guide, x, batch_size=5, epochs=4, seed=1, **options)
+    assert torch.equal(first.losses, second.losses)
+    assert torch.equal(weights_of(joined), weights_of(by_hand))
+
+
+def test_a_single_datum_is_refused_before_training_where_two_are_needed():
+    for num_data, batch_size in ((1, 10), (3, 1)):
+        pair = Normalised()
+        before = weights_of(pair)
+        with pytest.raises(ValueError, match="batch_size") as refusal:
+            pvae.fit(pair.model, pair.guide, torch.randn(num_data, 4), batch_size=batch_size, epochs=1, progress=False)
+        assert "\n" not in str(refusal.value)
+        assert torch.equal(weights_of(pair), before)
+        assert pair.encoder[1].num_batches_tracked == 0
+
+
+def test_a_model_for_batches_of_one_size_is_refused_before_training():
+    pair = Normalised()
+
+    def model(x):
+        pyro.module("decoder", pair.decoder)
+        with pyro.plate("ten data", 10):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(pair.decoder(z), 1.0).to_event(1), obs=x)
+
+    before = weights_of(pair)
+    with pytest.raises(ValueError, match=r"cannot train on the last batch, of 3: the pair .* choose a batch_size"):
+        pvae.fit(model, pair.guide, torch.randn(23, 4), batch_size=10, epochs=1, progress=False)
+    assert torch.equal(weights_of(pair), before)
+
+
+def test_a_validation_split_that_leaves_one_datum_is_joined_too():
+    pair = Normalised()
+    data = DataSet("floats", train=torch.randn(20, 4), valid=torch.randn(11, 4))
+    options = {"objective": pvae.objectives.InfoVAE(), "batch_size": 10, "epochs": 2, "progress": False}
+    result = pvae.fit(pair.model, pair.guide, data, **options)
+    assert math.isfinite(result.history[-1]["valid_bound"])
+    with pytest.raises(ValueError, match=r"cannot validate on the last batch, of 1: .* choose a batch_size"):
+        pvae.fit(pair.model, pair.guide, DataSet("floats", train=data.train, valid=torch.randn(1, 4)), **options)
+
+
+def test_a_loader_whose_last_batch_fails_says_so_in_one_line_and_keeps_the_weights():
+    pair, reference, x = Normalised(), Normalised(), torch.randn(21, 4)
+    with pytest.raises(
+        ValueError, match=r"step 3: the pair cannot run on a batch of shape \(1, 4\).*drop_last"
+    ) as error:
+        pvae.fit(pair.model, pair.guide, DataLoader(x, batch_size=10), epochs=2, progress=False)
+    assert "\n" not in str(error.value)
+    assert "Trace Shapes" not in str(error.value)
+    assert "the weights of step 2 are kept" in str(error.value)
+    pvae.fit(reference.model, reference.guide, DataLoader(x, batch_size=10, drop_last=True), epochs=1, progress=False)
+    assert torch.equal(weights_of(pair), weights_of(reference))

@@ -443,7 +443,7 @@ def model_draws(num):
     return pvae.sample(Bits(), num, like=torch.zeros(2, dtype=torch.float64))["x"]
 
 
-@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+@pytest.mark.parametrize("step_mode", ["traced", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("baseline", BASELINES.values(), ids=BASELINES)
 def test_score_functions_train_in_every_mode(baseline, step_mode):
     torch.manual_seed(0)

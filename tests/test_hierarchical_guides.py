@@ -189,7 +189,7 @@ def test_particles_at_once_equal_particles_one_by_one(family, options):
         assert torch.isfinite(one).all()
 
 
-@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+@pytest.mark.parametrize("step_mode", ["traced", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", ALL)
 def test_training_raises_the_bound_and_reaches_every_parameter(family, step_mode):
     model, batch = layers()

@@ -13,7 +13,15 @@ from torch.distributions import MultivariateNormal
 import pvae
 from pvae import truth
 from pvae.contexts import seeded
-from pvae.estimators import DefensiveMixture, Enumeration, ImportanceSampling, PriorSampling, Quadrature
+from pvae.estimators import (
+    DefensiveMixture,
+    Enumeration,
+    GuideMixture,
+    ImportanceSampling,
+    Jackknife,
+    PriorSampling,
+    Quadrature,
+)
 from pvae.estimators.enumeration import joint_states
 from pvae.guides import Bernoulli, Categorical, MeanField
 from pvae.layout import read_layout
@@ -319,3 +327,70 @@ def test_what_cannot_be_summed_is_refused_in_a_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+# --- nothing is drawn
+
+
+class Known(nn.Module):
+    """x ~ N(loc, 1) in two dims, with or without a coin that is summed out and shifts it by 1."""
+
+    def __init__(self, coin):
+        super().__init__()
+        self.loc, self.coin = nn.Parameter(torch.tensor([0.5, -1.0], dtype=DOUBLE)), coin
+
+    def forward(self, x):
+        pyro.module("known", self)
+        with pyro.plate("data", len(x)):
+            shift = torch.zeros((), dtype=DOUBLE)
+            if self.coin:
+                shift = pyro.sample("c", dist.Bernoulli(torch.tensor(0.3, dtype=DOUBLE)), infer=PARALLEL)[..., None]
+            pyro.sample("x", dist.Normal(self.loc + shift, 1.0).to_event(1), obs=x)
+
+    def log_prob(self, x):
+        tails = dist.Normal(self.loc, 1.0).log_prob(x).sum(-1)
+        if not self.coin:
+            return tails
+        heads = dist.Normal(self.loc + 1, 1.0).log_prob(x).sum(-1)
+        return torch.logaddexp(math.log(0.7) + tails, math.log(0.3) + heads)
+
+
+def no_sites(x):
+    """A guide of a model that draws nothing."""
+
+
+@pytest.mark.parametrize("coin", [False, True])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *(ImportanceSampling(num_samples) for num_samples in (1, 2, 7, 100)),
+        PriorSampling(1),
+        DefensiveMixture(2),
+        GuideMixture([no_sites], 2),
+        Jackknife(5),
+    ],
+    ids=lambda each: f"{type(each).__name__}-{each.num_samples}",
+)
+def test_what_draws_nothing_has_no_monte_carlo_error(estimator, coin):
+    model = Known(coin)
+    x = torch.randn(NUM_DATA, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    found = pvae.log_marginal(model, no_sites, x, estimator)
+    torch.testing.assert_close(found.values, model.log_prob(x).detach(), rtol=0, atol=1e-12)
+    assert found.mc_standard_errors.tolist() == [0.0] * NUM_DATA
+    assert found.ess.tolist() == [estimator.num_samples] * NUM_DATA
+    assert found.khat.tolist() == [-math.inf] * NUM_DATA
+    assert found.fraction_untrusted == 0
+    assert found.mc_standard_error == 0
+
+
+def test_one_round_is_enough_where_nothing_is_drawn():
+    x = torch.zeros(3, 2, dtype=DOUBLE)
+    found = pvae.log_marginal(Known(True), no_sites, x, ImportanceSampling(1), target_se=1)
+    assert found.samples.tolist() == [1] * 3
+
+
+def test_one_draw_has_an_unknown_error():
+    model = Clusters()
+    x = torch.zeros(3, 4, dtype=DOUBLE)
+    guide = MeanField(model, x).double()
+    assert pvae.log_marginal(model, guide, x, ImportanceSampling(1)).mc_standard_errors.isnan().all()

@@ -21,12 +21,12 @@ OBJECTIVES = {
     "analytic ELBO": lambda guide: ELBO(kl="analytic", beta=0.0) if guide in NO_DENSITY else ELBO(kl="analytic"),
     "IWAE": lambda guide: IWAE(3, **gradient_for(guide)),
 }
-USUAL = ("LinearGaussian", "VAE")
+USUAL = [(model, guide) for model in ("LinearGaussian", "VAE") for guide in ("MeanField", "Exact")]
 
 
 def marks_of(cell, objective):
-    """Tracing takes seconds a cell: by turns, every model and every guide, not each with each at every run."""
-    return cell.marks if objective == "ELBO" or cell.values[0] in USUAL else pytest.mark.slow
+    """Tracing takes seconds a cell: every model and every guide at every run, not each with each by each objective."""
+    return cell.marks if objective == "ELBO" or cell.values in USUAL else pytest.mark.slow
 
 
 CELLS = [
@@ -37,14 +37,19 @@ CELLS = [
     and not (gradient_for(cell.values[1]) and objective == "analytic ELBO")
     and not (cell.values[0] in SUMS_OUT and objective == "analytic ELBO")
 ]
-# Compiling takes seconds a cell: each model and each guide once here, every cell among the slow tests.
 FEW = [
     ("LinearGaussian", "Exact", "IWAE"),
     ("VAE", "Delta", "ELBO"),
     ("VAE, convolutional", "MeanField", "analytic ELBO"),
     ("VAE, learned Gaussian", "FullCovariance", "IWAE"),
 ]
-FEW_OBJECTIVES = ["IWAE, dreg"]
+# Each shape of a cell takes a core ten seconds to compile, and inductor keeps what it compiled: at every run one cell
+# of each kind in one shape (tests/test_step.py has the convolutional one), and where the kind is no matter, one pair.
+KINDS = {
+    "dense": ("VAE", "MeanField", "IWAE"),
+    "sequence": ("StateSpace", "MeanField", "ELBO"),
+    "discrete": ("SigmoidBeliefNet", "Bernoulli", "ELBO"),
+}
 
 
 def pair(model_name, guide_name):
@@ -54,15 +59,15 @@ def pair(model_name, guide_name):
     return model, GUIDES[guide_name](model, x), x
 
 
-def losses(model_name, guide_name, objective: Objective, step_mode, device="cpu"):
+def losses(model_name, guide_name, objective: Objective, step_mode, device="cpu", batch_size=4):
     model, guide, x = pair(model_name, guide_name)
     result = pvae.fit(
         model,
         guide,
         x,
         objective=objective,
-        steps=50,
-        batch_size=4,
+        steps=24,
+        batch_size=batch_size,
         step_mode=step_mode,
         device=device,
         seed=2,
@@ -80,10 +85,17 @@ def test_every_pair_trains_alike_eagerly_and_traced(model_name, guide_name, obje
     torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("model_name", "guide_name", "objective"),
-    [*FEW, *(pytest.param(*cell.values, marks=pytest.mark.slow) for cell in CELLS if cell.values not in FEW)],
-)
+@pytest.mark.parametrize(("model_name", "guide_name", "objective"), KINDS.values(), ids=KINDS)
+def test_a_pair_of_each_kind_trains_alike_compiled(model_name, guide_name, objective):
+    eager, compiled = (
+        losses(model_name, guide_name, OBJECTIVES[objective](guide_name), mode, batch_size=tables.NUM_DATA)
+        for mode in ("eager", "compiled")
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_name", "guide_name", "objective"), CELLS)
 def test_every_pair_trains_alike_compiled(model_name, guide_name, objective):
     eager, compiled = (
         losses(model_name, guide_name, OBJECTIVES[objective](guide_name), mode) for mode in ("eager", "compiled")
@@ -99,10 +111,8 @@ def test_every_objective_trains_alike_eagerly_and_traced(name):
     torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in FEW_OBJECTIVES else pytest.mark.slow) for name in tables.OBJECTIVES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tables.OBJECTIVES)
 def test_every_objective_trains_alike_compiled(name):
     eager, compiled = (
         losses("VAE, learned Gaussian", "MeanField", tables.OBJECTIVES[name](), mode) for mode in ("eager", "compiled")
@@ -153,27 +163,35 @@ def test_compiling_leaves_nothing_behind(tmp_path):
     model, guide, x = pair("VAE", "MeanField")
     before, environment, config = world(), dict(os.environ), torch._inductor.config.get_config_copy()
     pvae.fit(model, guide, x, steps=3, batch_size=4, step_mode="compiled", progress=False, out=tmp_path / "run")
-    pvae.log_marginal(model, guide, x, ImportanceSampling(8, chunk_size=4, step_mode="compiled"))
+    pvae.log_marginal(model, guide, x, ImportanceSampling(60, chunk_size=20, step_mode="compiled"))
     assert_unchanged(before)
     assert dict(os.environ) == environment
     assert torch._inductor.config.get_config_copy() == config
     assert all(parameter.grad is None for parameter in [*model.parameters(), *guide.parameters()])
 
 
-@pytest.mark.parametrize("chunk_size", [3, 7, 20, 60])
-@pytest.mark.parametrize("model_name", ["VAE", "VAE, convolutional", "VAE, learned Gaussian"])
-def test_log_marginal_is_the_same_by_every_route(model_name, chunk_size):
-    model, guide, x = pair(model_name, "FullCovariance")
-    modes = ["eager", "traced", *(["compiled"] if chunk_size == 7 and model_name == "VAE" else [])]
-    found = {
-        mode: pvae.log_marginal(
-            model, guide, x, ImportanceSampling(60, chunk_size=chunk_size, step_mode=mode), batch_size=4
+ROUTES = [
+    *(
+        (model_name, "FullCovariance", chunk_size, 4, "traced")
+        for model_name in ("VAE", "VAE, convolutional", "VAE, learned Gaussian")
+        for chunk_size in (3, 7, 20, 60)
+    ),
+    ("VAE", "MeanField", 20, tables.NUM_DATA, "compiled"),
+    pytest.param("VAE", "FullCovariance", 7, 4, "compiled", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("model_name", "guide_name", "chunk_size", "batch_size", "step_mode"), ROUTES)
+def test_log_marginal_is_the_same_by_every_route(model_name, guide_name, chunk_size, batch_size, step_mode):
+    model, guide, x = pair(model_name, guide_name)
+    eager, found = (
+        pvae.log_marginal(
+            model, guide, x, ImportanceSampling(60, chunk_size=chunk_size, step_mode=mode), batch_size=batch_size
         )
-        for mode in modes
-    }
-    for mode in modes[1:]:
-        torch.testing.assert_close(found[mode].values, found["eager"].values, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(found[mode].ess, found["eager"].ess, rtol=1e-4, atol=1e-4)
+        for mode in ("eager", step_mode)
+    )
+    torch.testing.assert_close(found.values, eager.values, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.ess, eager.ess, rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_mode_of_the_estimator_is_named():

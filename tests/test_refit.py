@@ -20,7 +20,7 @@ def linear():
     return model, pvae.sample(model, 300, like=torch.zeros(2, 5), seed=3)["x"]
 
 
-@pytest.mark.parametrize("step_mode", ["eager", "traced", "compiled"])
+@pytest.mark.parametrize("step_mode", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_the_model_stays_as_it_is_and_the_bound_reaches_log_p(step_mode):
     model, x = linear()
     before = {name: value.clone() for name, value in model.state_dict().items()}

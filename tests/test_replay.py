@@ -3,10 +3,13 @@
 import logging
 import operator
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader
 
 import pvae
 from pvae.estimators import ImportanceSampling, chunks
@@ -54,8 +57,9 @@ def test_a_replay_is_the_function(mode):
     assert replayed.mode == mode
 
 
-def test_auto_compiles_only_what_is_left_to_pay_for_it():
-    for calls_left, mode in ((0, "traced"), (10**9, "compiled")):
+def test_auto_compiles_only_what_is_left_to_pay_for_it(monkeypatch):
+    for calls_left, mode in ((1, "traced"), (10**9, "compiled")):
+        monkeypatch.setattr(replay, "_SECONDS_TO_TRACE", 0.0)
         function = Scaled()
         replayed = function.replay("auto", calls_left)
         modes = []
@@ -63,9 +67,87 @@ def test_auto_compiles_only_what_is_left_to_pay_for_it():
             replayed(torch.ones(4))
             modes.append(replayed.mode)
         # The first calls are timed.
-        assert modes[:15] == ["traced"] * 15
+        assert modes[:15] == ["eager"] + ["traced"] * 14
         assert modes[-1] == mode
         assert function.calls == 20
+
+
+class Timed(Scaled):
+    """A function that takes a second by a clock that nothing else moves; so a trace, which runs it twice, takes two."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.now, self.calls_left, self.runs = 0.0, 0, 0
+        monkeypatch.setattr(replay.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, x):
+        self.now, self.runs = self.now + 1, self.runs + 1
+        return super().__call__(x[:, :4])
+
+    def shapes_traced(self, widths, mode="auto"):
+        """The widths that had a graph by the end of these calls."""
+        self.calls_left = len(widths)
+        replayed = Replay(self, self.parameters, mode, lambda: self.calls_left, "tests")
+        for width in widths:
+            replayed(torch.ones(1, width))
+            self.calls_left -= 1
+        return [key[1][0][1] for key in replayed._graphs]
+
+
+def test_auto_traces_one_shape_at_its_second_call(monkeypatch):
+    function = Timed(monkeypatch)
+    # A graph saves 0.4 of each second, and costs half a second as long as no trace has told.
+    assert function.shapes_traced([4] * 4) == [4]
+    # The first call, and two runs of the function for the trace at the second.
+    assert function.runs == 3
+
+
+@pytest.mark.parametrize(
+    ("widths", "traced"),
+    [
+        ([4, 4], []),  # one call is left, which saves 0.4 seconds
+        ([*range(4, 104)], []),  # no shape comes back
+        ([*range(4, 104)] * 2, []),  # once more, of which nothing can be told
+        ([4, 4, 4, 4, 5, 5], [4]),  # by now a trace is known to take 2 seconds, and one call is left
+        ([4, 5] * 20, [4, 5]),
+        ([4] * 9 + [5] + [4] * 9 + [5], [4]),
+    ],
+)
+def test_auto_traces_the_shapes_that_can_be_expected_to_pay_for_it(widths, traced, monkeypatch):
+    assert Timed(monkeypatch).shapes_traced(widths) == traced
+
+
+def test_a_named_mode_traces_every_shape_at_its_first_call(monkeypatch):
+    assert Timed(monkeypatch).shapes_traced([4, 5, 6], mode="traced") == [4, 5, 6]
+
+
+def test_auto_leaves_more_shapes_than_it_keeps_graphs_for_to_the_function(monkeypatch, caplog):
+    monkeypatch.setattr(replay, "_MOST_GRAPHS", 2)
+    with caplog.at_level(logging.INFO, logger="pvae"):
+        assert Timed(monkeypatch).shapes_traced([4, 5, 6, 7] * 20) == [4, 5]
+    assert [record for record in caplog.records if record.name.startswith("pvae")] == []
+
+
+def test_batches_of_many_lengths_are_not_traced_one_by_one():
+    """Each of 30 lengths comes once or twice, so no graph would pay for itself."""
+    torch.manual_seed(0)
+    decoder, encoder = nn.Linear(2, 1), nn.Linear(1, 4)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z).expand(*z.shape[:-1], x.shape[1]), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, raw = encoder(x.mean(1, keepdim=True)).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+    batches = [torch.randn(5, length) for length in torch.randint(3, 33, (40,)).tolist()]
+    loader = DataLoader(batches, batch_size=None)
+    assert pvae.fit(model, guide, loader, epochs=1, progress=False).step_mode == "eager"
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "an error"])

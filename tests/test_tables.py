@@ -83,7 +83,8 @@ def test_every_parameter_has_a_gradient(model_name, guide_name, make):
 
 
 @pytest.mark.parametrize(("model_name", "guide_name"), FITTING)
-@pytest.mark.parametrize("step_mode", ["eager", "traced"])
+# tests/test_modes.py has every cell train alike in both.
+@pytest.mark.parametrize("step_mode", ["traced", pytest.param("eager", marks=pytest.mark.slow)])
 def test_a_short_training_raises_the_bound(model_name, guide_name, step_mode):
     model, guide, x = pair(model_name, guide_name)
     objective = ELBO(8, **gradient_for(guide_name))

@@ -127,6 +127,22 @@ def test_options_are_checked(make, message):
         make()
 
 
+@pytest.mark.parametrize("turns", [2, Alternating(), Aggressive()])
+def test_turns_of_a_guide_that_is_none_are_refused(turns):
+    model, _, x = pair()
+    with pytest.raises(ValueError, match="inference_steps asks to train a guide by itself, and there is none"):
+        pvae.fit(model, None, x, epochs=1, inference_steps=turns, progress=False)
+
+
+def test_aggressive_turns_of_a_guide_without_a_density_are_refused_before_training():
+    model, _, x = pair()
+    guide = pvae.guides.Delta(model, x, hidden=(8,))
+    before = state(guide)
+    with pytest.raises(ValueError, match=r"inference_steps measures I\(x; z\) of the guide, and cannot: .*Delta"):
+        pvae.fit(model, guide, x, epochs=1, inference_steps=Aggressive(), progress=False)
+    assert torch.equal(state(guide), before)
+
+
 def test_schedules_of_the_kl_weight():
     cycle = cyclical(10, rise=0.5)
     assert [cycle(step) for step in range(12)] == [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 0, 0.2]

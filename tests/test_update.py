@@ -8,6 +8,7 @@ import torch
 import pvae
 from pvae.training.ledger import Ledger
 from pvae.training.update import Update
+from tests.test_modes import pair
 
 OPTIMIZERS = {
     "Adam": lambda leaves: torch.optim.Adam(leaves, lr=0.1, fused=True),
@@ -82,10 +83,7 @@ def test_weights_that_a_callback_replaces_are_the_ones_that_train_on(step_mode):
     """`leaf.data = ...` gives a leaf other memory; the graph and the kernel have to follow it."""
     found = {}
     for mode in ("eager", step_mode):
-        torch.manual_seed(0)
-        model = pvae.models.LinearGaussian(4, 2)
-        x = torch.randn(8, 4)
-        guide = pvae.guides.MeanField(model, x, hidden=(4,))
+        model, guide, x = pair("VAE", "MeanField")
 
         def renew(record, model=model):
             for leaf in model.parameters():

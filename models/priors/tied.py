@@ -98,7 +98,7 @@ class TiedPrior(nn.Module):
 
 def _posterior(guide: nn.Module, inputs: Tensor, draw: bool = False) -> Site:
     """The one site of the guide's run on the inputs, seen by no handler around it."""
-    with _plates_apart(), poutine.block(), poutine.trace() as run, nullcontext() if draw else _NoDraw():
+    with _plates_apart(), poutine.block(), poutine.trace() as run, nullcontext() if draw else _NoDraw(inputs.device):
         guide(inputs)
     sites = random_sites(run.trace)
     if len(sites) != 1:
@@ -120,9 +120,13 @@ def _plates_apart() -> Iterator[None]:
 class _NoDraw(Messenger):
     """Spend no random numbers where only distributions are asked for."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["fn"], _Subsample):
-            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape()), True
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].shape(), device=self.device), True
 
 
 class _Untied(dist.TorchDistribution):

@@ -24,7 +24,7 @@ class Batches:
     Args:
         data: a tensor (N, ...), a tuple of tensors of equal N, a `DataSet` (of which `split` is taken),
             or a `DataLoader`, which keeps its own batch size and order.
-        batch_size: data per batch; the last batch of an epoch is smaller if N asks for it.
+        batch_size: data per batch; the last batch of an epoch is smaller if N asks for it, until `join_last`.
         split: "train", "valid" or "test".
 
     Raises: ValueError for data that are empty, not finite, of unequal length or not tensors.
@@ -38,6 +38,7 @@ class Batches:
         self._split = split
         self._parts: tuple[Tensor, ...] = ()
         self._size = batch_size
+        self._joins_last = False
         self._device = torch.device("cpu")
         self.reseed(0)
         if self._dataset is not None:
@@ -51,7 +52,18 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in one epoch."""
-        return len(self._loader) if self._loader is not None else -(-len(self._parts[0]) // self._size)
+        return len(self._loader) if self._loader is not None else len(self._starts())
+
+    @property
+    def remainder(self) -> int:
+        """How many data the last batch holds, if that is fewer than the others, or 1; else 0, as for a `DataLoader`."""
+        if self._loader is not None or self._joins_last:
+            return 0
+        return 1 if self._size == 1 else len(self._parts[0]) % self._size
+
+    def join_last(self) -> None:
+        """From now on make one batch of the remainder and the batch before it, so that no batch is small."""
+        self._joins_last = True
 
     @property
     def runs_user_code(self) -> bool:
@@ -82,11 +94,12 @@ class Batches:
             return
         num_data = len(self._parts[0])
         order = torch.randperm(num_data, generator=self._order).to(self._device) if shuffle else None
-        for start in range(0, num_data, self._size):
+        starts = self._starts()
+        for start, end in zip(starts, [*starts[1:], num_data], strict=True):
             if order is None:
-                batch = tuple(part[start : start + self._size] for part in self._parts)
+                batch = tuple(part[start:end] for part in self._parts)
             else:
-                rows = order[start : start + self._size]
+                rows = order[start:end]
                 batch = tuple(part.index_select(0, rows) for part in self._parts)
             if self._dataset is not None:
                 batch = (self._dataset.observe(batch[0], self._draws), *batch[1:])
@@ -97,6 +110,12 @@ class Batches:
         if self._dataset is not None:
             return {**self._dataset.describe(), "split": self._split}
         return {"name": None, "binarize": None, "shape": [list(part.shape[1:]) for part in self._parts]}
+
+    def _starts(self) -> list[int]:
+        """Where each batch starts."""
+        num_data = len(self._parts[0])
+        starts = list(range(0, num_data, self._size))
+        return starts[:-1] if self._joins_last and num_data % self._size and len(starts) > 1 else starts
 
     def _streamed(self) -> Iterator[tuple[Tensor, ...]]:
         assert self._loader is not None

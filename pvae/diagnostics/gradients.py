@@ -116,6 +116,9 @@ def gradient_variance(
     with private_store(model, guide):
         parameters = settle(model, guide, source, None)
         batch = source.example()
+        for each in (objective, reference):
+            for companion in each.companions.values() if isinstance(each, Objective) else ():
+                companion.to(parameters.device)
         named = _groups(parameters, groups)
         with unchanged_buffers(parameters):
             moments = _repeat(objective, model, guide, parameters, batch, num_repeats, seed)

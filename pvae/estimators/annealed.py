@@ -35,7 +35,7 @@ class AnnealedImportanceSampling:
         schedule: beta_t "linear", or "sigmoidal": closer at both ends.
         step_size: of a leapfrog, for every datum and temperature; by default tuned to take about 65% of proposals.
         chunk_size: chains at once, at most; by default what fits the cache or the GPU.
-        step_mode: as in `pvae.fit`; "auto" traces an evaluation where enough are to come, and compiles it by the clock.
+        step_mode: as in `pvae.fit`; "auto" traces and compiles an evaluation by the clock.
             Modes agree to rounding, which a chain may amplify: give "traced" to repeat numbers to the last digit.
 
     Raises: ValueError for sizes that are not positive and unknown words; in use, for discrete latents.

@@ -37,7 +37,7 @@ def bounding_box(log_f: LogIntegrand, low: Tensor, high: Tensor) -> tuple[Tensor
         values = torch.nan_to_num(log_f(low + width * grid[:, None]), nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
         largest = torch.maximum(largest, values.amax(0))
         values = values.unflatten(0, (size,) * num_dims)
-        inside = values + _steepest(values, num_dims) >= largest - _DEPTH
+        inside = _highest(values, num_dims) >= largest - _DEPTH
         moved, lows, highs = torch.zeros_like(low, dtype=torch.bool), [], []
         for dim in range(num_dims):
             along = inside.any(1 - dim) if num_dims == 2 else inside
@@ -56,16 +56,29 @@ def bounding_box(log_f: LogIntegrand, low: Tensor, high: Tensor) -> tuple[Tensor
     return low, high
 
 
-def _steepest(values: Tensor, num_dims: int) -> Tensor:
-    """The largest change of log f from a point of the grid to a neighbour along an axis, where both are finite."""
-    steepest = torch.zeros_like(values)
+def _highest(values: Tensor, num_dims: int) -> Tensor:
+    """How high log f could be between each point of the grid and its neighbours along an axis.
+
+    Where log f is concave, it stays below the lines through the two points to the left and the two to the right of a
+    gap. A line that is not known, for a point lies outside the grid or where the integrand is zero, bounds nothing.
+    """
+    highest = values.clone()
     for dim in range(num_dims):
         size = values.shape[dim]
-        change = torch.nan_to_num(values.diff(dim=dim).abs(), nan=0.0, posinf=0.0)
+        change = values.diff(dim=dim)
+        beyond = torch.full_like(values.narrow(dim, 0, 1), math.inf)
+        from_left = torch.cat([beyond, change], dim)
+        from_right = torch.cat([-change, beyond], dim)
+        left, right = (
+            torch.where(values.isfinite() & rise.isfinite(), values + rise.clamp(min=0), math.inf)
+            for rise in (from_left, from_right)
+        )
+        bound = torch.minimum(left.narrow(dim, 0, size - 1), right.narrow(dim, 1, size - 1))
+        bound = bound.masked_fill(bound.isposinf(), -math.inf)
         for start in (0, 1):
-            part = steepest.narrow(dim, start, size - 1)
-            part.copy_(torch.maximum(part, change))
-    return steepest
+            part = highest.narrow(dim, start, size - 1)
+            part.copy_(torch.maximum(part, bound))
+    return highest
 
 
 def _ends(along: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class DefensiveMixture:
             streams = [WeightStream(count, tail_of=self.num_samples) for count in counts]
             for chunks, stream in zip(strata, streams, strict=True):
                 chunks(batch, stream.update)
-            return estimate_from(streams)
+            return strata[0].conclude(estimate_from(streams), self.num_samples)
 
         return estimate
 

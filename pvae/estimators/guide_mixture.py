@@ -85,7 +85,7 @@ class GuideMixture:
             with evaluation(modules):
                 for chunks, stream in zip(strata, streams, strict=True):
                     chunks(batch, stream.update)
-            return estimate_from(streams)
+            return strata[0].conclude(estimate_from(streams), self.num_samples)
 
         return estimate
 

@@ -66,7 +66,7 @@ class ImportanceSampling:
         def estimate(batch: Batch) -> Estimate:
             stream = WeightStream(self.num_samples, smooth=self.smooth)
             chunks(batch, stream.update)
-            return stream.estimate()
+            return chunks.conclude(stream.estimate(), self.num_samples)
 
         return estimate
 

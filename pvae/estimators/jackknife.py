@@ -84,16 +84,24 @@ class Jackknife:
             chunks(batch, take)
             plain = stream.estimate()
             values, errors = jackknife(torch.cat(rows), self.order)
-            return Estimate(values.cpu(), errors.cpu(), plain.ess, plain.khat)
+            found = Estimate(values.cpu(), errors.cpu(), plain.ess, plain.khat)
+            return chunks.conclude(found, self.num_samples)
 
         return estimate
 
 
 def jackknife(log_weights: Tensor, order: Literal[1, 2]) -> tuple[Tensor, Tensor]:
-    """The jackknife of log weights (K, B) and its standard error, each (B,) in float64."""
+    """The jackknife of log weights (K, B) and its standard error, each (B,) in float64.
+
+    Where no more than `order` weights are above zero there is nothing to correct by: the value is the plain one, its
+    error inf.
+    """
     columns = max(1, _VALUES_AT_ONCE // (_HEAD * len(log_weights)))
     parts = [_jackknife(part.double().T, order) for part in log_weights.split(columns, dim=1)]
-    return torch.cat([value for value, _ in parts]), torch.cat([error for _, error in parts])
+    plain = log_weights.double().logsumexp(0) - math.log(len(log_weights))
+    is_known = (log_weights > -math.inf).sum(0) > order
+    values = torch.where(is_known, torch.cat([value for value, _ in parts]), plain)
+    return values, torch.cat([error for _, error in parts]).masked_fill(~is_known, math.inf)
 
 
 def _jackknife(log_weights: Tensor, order: int) -> tuple[Tensor, Tensor]:

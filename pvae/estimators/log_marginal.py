@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pvae.checking import require_support
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches, Data
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.rounds import Rounds
 from pvae.estimators.stream import Estimate, joined
-from pvae.params import Parameters, settle
+from pvae.params import Parameters, find_parameters, settle
 from pvae.progress import Progress
 from pvae.sites import Batch
 from pvae.store import private_store
@@ -79,6 +79,8 @@ class LogMarginal:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over data: how much another sample of data would move it."""
+        if self.mean == -math.inf:
+            return math.inf
         return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
 
     @property
@@ -169,7 +171,10 @@ def log_marginal(
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
-        require_support(model, source.example())
+        require_support(model, source.example(), guide)
+        if source.remainder and len(source) > 1:
+            # What fails on the last batch alone is not to fail after all the others.
+            find_parameters(model, guide, tuple(part[: source.remainder] for part in source.example()))
         source.reseed(seed)
         with (
             seeded(seed, parameters.device),
@@ -180,7 +185,9 @@ def log_marginal(
             def draw(with_: Estimator, batches: Iterable[Batch], count: int, what: str) -> Iterator[_Drawn]:
                 estimate = with_.start(model, guide, parameters, count)
                 for batch in bar.track(batches, what, count):
-                    yield batch, estimate(batch)
+                    with in_one_line(batch):
+                        found = estimate(batch)
+                    yield batch, found
 
             first = draw(estimator, source.epoch(), len(source), "log p(x)")
             found = joined([each for _, each in first]) if rounds is None else rounds.run(first, draw, batch_size)

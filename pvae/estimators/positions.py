@@ -10,10 +10,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pvae.places import Layout
-from pvae.sites import support_of
+from pvae.supports import bijection
 
 __all__ = ["ReadPositions", "Space", "WritePositions", "with_event_dims"]
 
@@ -59,15 +58,21 @@ class ReadPositions(Messenger):
         self.positions: dict[str, Tensor] = {}
         self.event_dims: dict[str, int] = {}
         self.discrete: list[str] = []
+        self.refusal: ValueError | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        name, support = msg["name"], support_of(msg["fn"])
-        if support.is_discrete:  # an error raised here would come with a table of shapes
+        name = msg["name"]
+        # An error raised here would come with a table of shapes.
+        if msg["fn"].support.is_discrete:
             self.discrete.append(name)
             return
-        transform = biject_to(support)
+        try:
+            transform = bijection(name, msg["fn"])
+        except ValueError as error:
+            self.refusal = error
+            return
         self.positions[name] = transform.inv(msg["value"])
         self.event_dims[name] = transform.domain.event_dim
 
@@ -83,6 +88,6 @@ class WritePositions(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
-        transform, position = biject_to(support_of(msg["fn"])), self.positions[msg["name"]]
+        transform, position = bijection(msg["name"], msg["fn"]), self.positions[msg["name"]]
         msg["value"], msg["done"] = transform(position), True
         self.log_dets[msg["name"]] = transform.log_abs_det_jacobian(position, msg["value"])

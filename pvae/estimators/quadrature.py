@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pvae.estimators.box import bounding_box
 from pvae.estimators.cubature import NODES, integrate
 from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
-from pvae.sites import Batch, support_of
+from pvae.sites import Batch, moving_support
+from pvae.supports import family_of, free_shape, onto, shared, support_of
 
 __all__ = ["Quadrature"]
 
@@ -85,9 +85,11 @@ class _Integrand:
                     f"site '{name}' is discrete, which Quadrature does not sum over; use Enumeration if every latent "
                     "is, else ImportanceSampling"
                 )
-            self.transforms[name] = biject_to(support_of(site["fn"]))
-        self._refuse_moving_supports()
-        self.shapes = {name: self.transforms[name].inverse_shape(shape) for name, shape in joint.shapes.items()}
+            family, support = family_of(site["fn"]), shared(support_of(site["fn"]))
+            if support is None:
+                raise moving_support(name, family)
+            self.transforms[name] = onto(name, family, support)
+        self.shapes = {name: free_shape(self.transforms[name], shape) for name, shape in joint.shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         if not 0 < sum(self.sizes) <= _MOST_DIMS:
             raise ValueError(
@@ -118,14 +120,3 @@ class _Integrand:
         low, high = draws.nanquantile(0.0, 0), draws.nanquantile(1.0, 0)
         width = (high - low).clamp(min=1e-6)
         return low - width, high + width
-
-    def _refuse_moving_supports(self) -> None:
-        """A support that moves with another latent has no one bijection to integrate over."""
-        others = Joint(self.joint.model, self.joint.batch, 2).sites if len(self.transforms) > 1 else {}
-        for name, site in others.items():
-            value = self.joint.prior_draws[name][0, 0]
-            if not torch.equal(biject_to(support_of(site["fn"])).inv(value), self.transforms[name].inv(value)):
-                raise ValueError(
-                    f"the support of site '{name}' depends on another latent; draw it on a fixed support and "
-                    "transform it in the model"
-                )

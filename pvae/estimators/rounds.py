@@ -75,7 +75,7 @@ class Rounds:
         return Estimate(
             values=moments[0],
             mc_standard_errors=errors,
-            ess=self.samples * (2 * moments[0] - moments[2]).exp(),
+            ess=(self.samples * (2 * moments[0] - moments[2]).exp()).masked_fill(moments[0] == -math.inf, 0.0),
             khat=shape,
         )
 
@@ -115,9 +115,10 @@ def _moments(estimate: Estimate, count: int) -> Tensor:
     by_error = 1 + estimate.mc_standard_errors.square() * (count - 1)
     by_ess = count / estimate.ess
     relative = torch.stack([torch.ones_like(by_ess), by_error, by_ess]).nan_to_num(nan=1.0)
-    return torch.tensor([[1.0], [2.0], [2.0]], dtype=torch.float64) * estimate.values + relative.log()
+    moments = torch.tensor([[1.0], [2.0], [2.0]], dtype=torch.float64) * estimate.values + relative.log()
+    return moments.masked_fill(estimate.values == -math.inf, -math.inf)
 
 
 def _errors(moments: Tensor, count: int) -> Tensor:
     relative_variance = torch.expm1(moments[1] - 2 * moments[0]).clamp(min=0)
-    return (relative_variance / (count - 1)).sqrt()
+    return (relative_variance / (count - 1)).sqrt().masked_fill(moments[0] == -math.inf, math.inf)

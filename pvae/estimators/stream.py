@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ __all__ = ["Estimate", "WeightStream", "estimate_from", "joined"]
 
 # Rows are summed up many at a time: the search for the tail, above all, costs more per call than per row.
 _LEAST_ROWS = 1024
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Estimate:
 
     `mc_standard_errors` is the delta-method error of `values` from K draws; `ess` is Kish's effective
     sample size; `khat` the Pareto shape of the weights' tail. `upper`, where there is one, bounds log p(x) from above.
+    Where every weight is zero the value is -inf, its error inf and the ESS 0: the draws tell nothing.
     """
 
     values: Tensor
@@ -30,6 +32,17 @@ class Estimate:
     ess: Tensor
     khat: Tensor
     upper: Tensor | None = None
+
+    def of_equal_weights(self, num_samples: int) -> Estimate:
+        """The estimate where no latent was drawn: its K weights are equal but for rounding, so it has no error."""
+        # A net that draws noise of its own, outside Pyro, shows in the weights.
+        is_equal = self.ess > num_samples * (1 - _ROUNDING)
+        return replace(
+            self,
+            mc_standard_errors=torch.where(is_equal, 0.0, self.mc_standard_errors),
+            ess=torch.where(is_equal, float(num_samples), self.ess),
+            khat=torch.where(is_equal, -math.inf, self.khat),
+        )
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:
@@ -157,9 +170,10 @@ def _estimate(
         spread = stratum_squares / count - (stratum_sum / count).square()
         each = spread.clamp(min=0) * count / (count - 1) if count > 1 else torch.full_like(spread, math.nan)
         variance = variance + count * each
+    nothing = total == 0
     return Estimate(
         values=(largest + (total / num_samples).log()).cpu(),
-        mc_standard_errors=(variance.sqrt() / total).cpu(),
-        ess=(total.square() / total_squares).cpu(),
+        mc_standard_errors=(variance.sqrt() / total).masked_fill(nothing, math.inf).cpu(),
+        ess=(total.square() / total_squares).masked_fill(nothing, 0.0).cpu(),
         khat=shape.cpu(),
     )

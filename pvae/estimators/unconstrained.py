@@ -22,9 +22,6 @@ from pvae.sites import Batch, require_latents
 
 __all__ = ["UnconstrainedJoint"]
 
-# Tracing takes as long as some hundred runs under Pyro's handlers.
-_CALLS_TO_TRACE = 500
-
 
 class UnconstrainedJoint:
     """log p(z) + log |dz / du| and log p(x | z) at positions u (K, B, D), z = T(u) by the bijection of each support.
@@ -34,7 +31,7 @@ class UnconstrainedJoint:
     Args:
         model: the model.
         parameters: those that it reads.
-        step_mode: "eager", or how far a graph of one evaluation climbs; "auto" traces where enough calls will come.
+        step_mode: "eager", or how far a graph of one evaluation climbs; "auto" goes by the clock.
 
     Attributes: `calls_left`, how many evaluations will come, which the caller tells.
     """
@@ -46,7 +43,7 @@ class UnconstrainedJoint:
         self._spaces: dict[tuple[int, int], Space] = {}
         mode: Mode = "traced" if step_mode == "eager" else step_mode
         self._replay = Replay(self._evaluate, parameters, mode, lambda: self.calls_left, "annealed chains")
-        self._traces: bool | None = None if step_mode == "auto" else step_mode != "eager"
+        self._traces = step_mode != "eager"
 
     def locate(self, batch: Batch, num_samples: int, latents: Mapping[str, Tensor] | None = None) -> Point:
         """The points of `latents`, each (K, B, ...), or of draws from the prior.
@@ -64,6 +61,8 @@ class UnconstrainedJoint:
                 f"site '{read.discrete[0]}' is discrete, and annealed chains follow gradients; "
                 "use pvae.estimators.Enumeration"
             )
+        if read.refusal is not None:
+            raise read.refusal
         require_latents(read.positions)
         outer = with_event_dims(layout, read.event_dims)
         found = {name: outer.collect(name, value, num_samples) for name, value in read.positions.items()}
@@ -74,8 +73,6 @@ class UnconstrainedJoint:
 
     def point(self, batch: Batch, position: Tensor) -> Point:
         """The densities (K, B), in nats, and their gradients (K, B, D); the log prior is -inf where u is not finite."""
-        if self._traces is None:
-            self._traces = self.calls_left > _CALLS_TO_TRACE
         self.calls_left -= 1
         _, *parts = self._replay(position, *batch) if self._traces else self._evaluate(position, *batch)
         return Point(position, *parts)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae.contexts import seeded
+from pvae.contexts import seeded, uncompiled
 from pvae.graphs.flatten import flatten
 from pvae.params import Parameters
 from pvae.settings import settings_of
@@ -39,7 +39,7 @@ def trace(function: Function, parameters: Parameters, inputs: Sequence[Tensor]) 
     leaves = [*parameters.leaves.values()]
     device = inputs[0].device
     functions, modules = parameters.functions, parameters.modules
-    with unchanged_buffers(parameters), seeded(0, device):
+    with unchanged_buffers(parameters), seeded(0, device), uncompiled():
         draws, settings = _draws_outside_torch(), settings_of(functions, modules)
         expected = function(*inputs)[0]
         if _draws_outside_torch() != draws:
@@ -47,8 +47,15 @@ def trace(function: Function, parameters: Parameters, inputs: Sequence[Tensor]) 
         if settings_of(functions, modules) != settings:
             raise Untraceable("it changes its own attributes when it runs, which a graph would not")
     try:
-        # Another seed than that of the comparison, so that nothing random passes for a constant.
-        with unchanged_buffers(parameters), seeded(1, device), pyro.validation_enabled(False):
+        # Another seed than that of the comparison, so that nothing random passes for a constant; and one thread, where
+        # a GPU's backward passes have their own.
+        with (
+            unchanged_buffers(parameters),
+            seeded(1, device),
+            pyro.validation_enabled(False),
+            uncompiled(),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             graph = flatten(make_fx(function)(*inputs), leaves)
         with unchanged_buffers(parameters), seeded(0, device), torch.no_grad():
             found = graph(*leaves, *inputs)[0]

@@ -71,11 +71,11 @@ class AdversarialAutoencoder(Objective):
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E log p(x | z) - kl_weight * lambda * JSD, (B,)."""
-        assert self._layout is not None
+        assert self._pair is not None
         weight = kl_weight * self.divergence
         log_likelihood = run.scaled_log_joint()[0][0]
         of_guide = self.discriminator(as_vectors(run.latents))
-        of_prior = self.discriminator(draw_prior(run, self._layout[0]).detach())
+        of_prior = self.discriminator(draw_prior(run, self._pair[0]).detach())
         value = log_likelihood + weight * negative_divergence(of_guide, of_prior)
         if not torch.is_grad_enabled():
             return value

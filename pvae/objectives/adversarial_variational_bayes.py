@@ -65,12 +65,12 @@ class AdversarialVB(Objective):
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E log p(x | z) - kl_weight * T(x, z), (B,)."""
-        assert self._layout is not None
+        assert self._pair is not None
         log_likelihood, log_prior = (part[0] for part in run.scaled_log_joint())
         of_guide = self.discriminator(*run.batch, as_vectors(run.latents))
         value = log_likelihood - kl_weight * of_guide
         if not torch.is_grad_enabled():
             return value
-        of_prior = self.discriminator(*run.batch, draw_prior(run, self._layout[0]).detach())
+        of_prior = self.discriminator(*run.batch, draw_prior(run, self._pair[0]).detach())
         surrogate = log_likelihood + kl_weight * log_prior + attach_draws(run, value) + logistic(of_guide, of_prior)
         return carry(value, surrogate)

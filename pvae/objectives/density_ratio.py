@@ -32,7 +32,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.default = net is None
         if net is None:
-            like = next((part for part in example if part.is_floating_point()), torch.zeros(()))
+            like = _floating(example)
             # Smooth: at a kink the gradient hangs on rounding, and a graph rounds otherwise than the pair itself.
             self.net: Any = MLP(sum(part[0].numel() for part in example), hidden, 1, nn.ELU).to(like)
             return
@@ -67,5 +67,10 @@ def example_latents(model: Any, batch: Batch) -> Tensor:
     """A batch of latents of the model, all sites side by side, (B, dims), to read the shape of."""
     sites = latent_sites(model, batch)
     dims = sum(site.event_shape.numel() * math.prod(plate.size for plate in site.plates) for site in sites)
-    like = next((part for part in batch if part.is_floating_point()), torch.zeros(()))
+    like = _floating(batch)
     return like.new_zeros(len(batch[0]), dims)
+
+
+def _floating(batch: Batch) -> Tensor:
+    """A tensor of the type and on the device that a net for the batch is to have."""
+    return next((part for part in batch if part.is_floating_point()), torch.zeros((), device=batch[0].device))

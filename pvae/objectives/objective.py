@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pvae.layout import read_layout
 from pvae.objectives.baselines import Baseline
-from pvae.objectives.gradient import Gradient, GradientName
+from pvae.objectives.gradient import Gradient, GradientName, attach_draws, carry
 from pvae.pair_run import PairRun
 from pvae.places import Layout
 from pvae.runs import run_pair
@@ -59,7 +59,8 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.gradient = Gradient(gradient, baseline)
         self.companions: dict[str, nn.Module] = {} if baseline is None else {"baseline": baseline}
-        self._layout: tuple[Any, Any, Layout] | None = None
+        self._pair: tuple[Any, Any] | None = None
+        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
 
     @abstractmethod
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
@@ -79,10 +80,10 @@ class Objective(pyro.infer.ELBO):
     ) -> tuple[Tensor, Tensor]:
         """The bound to differentiate, and the one to report, where the KL counts in full; both (B,), of one run."""
         run, bound = self._evaluate(model, guide, batch, kl_weight)
-        if isinstance(kl_weight, float) and kl_weight == 1.0:
+        if isinstance(kl_weight, float) and kl_weight == 1.0 and not run.factors:
             return bound, bound.detach()
         with torch.set_grad_enabled(self.needs_history):
-            return bound, self.reduce(run, 1.0).detach()
+            return bound, (run.scale * self.reduce(run, 1.0)).detach()
 
     def prepare(self, model: Any, guide: Any, batch: Batch) -> Batch:
         """The batch that the pair runs on: the given one, but for objectives that say otherwise."""
@@ -92,16 +93,25 @@ class Objective(pyro.infer.ELBO):
         learns = torch.is_grad_enabled()
         with torch.set_grad_enabled(learns or self.needs_history):
             run = self._run(model, guide, self.prepare(model, guide, batch))
-            bound = self.reduce(run, kl_weight)
+            bound = run.scale * self.reduce(run, kl_weight)
+            penalty = run.penalty()
+            if penalty is not None:
+                bound = bound - self._trained(run, penalty)
         return run, bound if learns else bound.detach()
 
+    def _trained(self, run: PairRun, penalty: Tensor) -> Tensor:
+        """The mean over draws of what the guide's factors take off the bound, (B,), with its gradient by the draws."""
+        mean = run.average(penalty)
+        if not run.drawn or not torch.is_grad_enabled():
+            return mean
+        return carry(mean, mean + attach_draws(run, penalty / len(penalty)))
+
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
-        if self._layout is None or self._layout[:2] != (model, guide):
-            self._layout = model, guide, read_layout(model, guide, batch, self.num_particles)
+        layout = self._layout_for(model, guide, batch)
         learns = torch.is_grad_enabled()
         split = learns and (self.always_split or self.gradient.name != "pathwise")
         branch = self.sums_out_guide and self.gradient.name == "pathwise"
-        run = run_pair(model, guide, batch, self.num_particles, self._layout[2], split=split, branch=branch)
+        run = run_pair(model, guide, batch, self.num_particles, layout, split=split, branch=branch)
         summed = () if run.branches is None else run.branches.tables
         for name, site in run.guide.items():
             if learns and self.needs_pathwise and name not in summed and site_without_gradient(site):
@@ -110,6 +120,15 @@ class Objective(pyro.infer.ELBO):
                     f"site '{name}' is drawn from {family}, which has no pathwise gradient; {PATHWISE_FIX}"
                 )
         return run
+
+    def _layout_for(self, model: Any, guide: Any, batch: Batch) -> Layout:
+        """The layout of the pair for batches of these shapes, which is looked for once."""
+        shapes = tuple(part.shape for part in batch)
+        if self._pair is None or self._pair != (model, guide):
+            self._pair, self._layouts = (model, guide), {}
+        if shapes not in self._layouts:
+            self._layouts[shapes] = read_layout(model, guide, batch, self.num_particles)
+        return self._layouts[shapes]
 
     @property
     def needs_pathwise(self) -> bool:
@@ -142,5 +161,5 @@ class Objective(pyro.infer.ELBO):
 
 
 def site_without_gradient(site: Site) -> bool:
-    """Whether a guide site's draw has no pathwise gradient."""
-    return not site["fn"].has_rsample
+    """Whether a guide site's draw has no pathwise gradient; what is observed, such as a factor, is not drawn."""
+    return not site["is_observed"] and not site["fn"].has_rsample

@@ -67,8 +67,8 @@ class ReweightedWakeSleep(Objective):
 
     def _dreamt(self, batch: Batch) -> Tensor:
         """log q(z' | x') of latents and data drawn from the model, (B,)."""
-        assert self._layout is not None
-        model, guide, _ = self._layout
+        assert self._pair is not None
+        model, guide = self._pair
         if self._dreams is None or self._dreams[:2] != (model, guide):
             with torch.no_grad(), seeded(0, batch[0].device), called_modules():
                 self._dreams = model, guide, Simulator(model, batch), read_layout(guide, None, batch, 1)

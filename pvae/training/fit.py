@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyro
 import pyro.infer
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.params import settle
+from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
-from pvae.store import private_store
+from pvae.store import Bare, bare_parameters, private_store
 from pvae.training.checkpoint import write_run
+from pvae.training.last_batch import settle_last_batches
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
@@ -35,6 +37,13 @@ __all__ = ["FitResult", "fit"]
 @dataclass(frozen=True)
 class FitResult:
     """What training gave; the pair itself is trained in place.
+
+    Pyro's own tools see the trained modules. They see the trained values of bare `pyro.param` statements after
+    `to_store()`, which puts those in Pyro's param store:
+
+        result = pvae.fit(model, guide, x, epochs=10)
+        result.to_store()
+        draws = pyro.infer.Predictive(model, guide=guide, num_samples=100)(x)
 
     Attributes:
         model: the model, as given.
@@ -47,6 +56,7 @@ class FitResult:
         parameters: the trained values by Pyro's name (a copy, within their constraints), `pyro.param`s included.
         step_mode: how steps ran in the end: "eager", "traced", "compiled" or "graph".
         data: the record of what was trained on.
+        bare: of each bare `pyro.param`, by name, the unconstrained tensor that was trained and its constraint.
     """
 
     model: Any
@@ -57,6 +67,18 @@ class FitResult:
     parameters: dict[str, Tensor]
     step_mode: str
     data: dict[str, Any]
+    bare: Bare = field(default_factory=dict)
+
+    def to_store(self) -> None:
+        """Put the trained bare `pyro.param`s, with their constraints, into Pyro's param store.
+
+        What Pyro then trains further is what pvae evaluates, as with modules. A later `fit` leaves the store as it is.
+        """
+        store = pyro.get_param_store()
+        for name, (leaf, constraint) in self.bare.items():
+            if name in store:
+                del store[name]
+            store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
 
 
 def fit(
@@ -86,8 +108,9 @@ def fit(
 ) -> FitResult:
     """Train a pair in place so that the objective, a bound on log p(x), becomes as large as possible.
 
-    The loss is minus the bound, as a mean per datum. Pyro's param store, torch's random state and all other
-    global state are as before afterwards; the same seed gives the same weights.
+    Parameters with `requires_grad` False stay as they are. The loss is minus the bound, as a mean per datum. Pyro's
+    param store, torch's random state and all other global state are as before afterwards; the same seed gives the same
+    weights.
 
     Args:
         model: any Pyro model within the contract of a pair.
@@ -97,7 +120,9 @@ def fit(
         objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
         epochs: passes over the data; give this or `steps`.
         steps: training steps.
-        batch_size: data per step; a `DataLoader` keeps its own.
+        batch_size: data per step; a `DataLoader` keeps its own. The last batch of an epoch holds what is left; where
+            the pair fails on so few alone, as BatchNorm does on one datum, they join the batch before it in every
+            epoch. So they do in validation.
         lr: learning rate of the default optimizer.
         optimizer: from parameters to a torch optimizer; by default fused Adam with `lr`.
         schedule: "cosine" (to 0 at the end), or from an optimizer to a torch scheduler, stepped after every
@@ -112,9 +137,10 @@ def fit(
         train: "guide" trains the guide's own parameters against the model as it is, whose nets stay in evaluation mode:
             a better proposal for log p(x).
         step_mode: "eager" runs the pair's functions at every step, "traced" a flat graph of their tensor operations,
-            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces what can
-            be traced, compiles where the run is long enough to pay for it, and captures on a GPU. All draw the same
-            random numbers and agree to rounding; "auto" goes by the clock, so name a mode to repeat a run bit by bit.
+            "compiled" that graph compiled by inductor, "graph" the compiled one as a CUDA graph. "auto" traces a shape
+            of batches, from its second step on, where the steps of that shape that can still be expected pay for it;
+            compiles by the same rule, and captures on a GPU. All draw the same random numbers and agree to rounding;
+            "auto" goes by the clock, so name a mode to repeat a run bit by bit.
         device: where to train; by default where the pair is.
         seed: of the order of data, binarisation, and all draws.
         out: a new folder for metrics.jsonl, config.json and checkpoint.safetensors.
@@ -123,7 +149,8 @@ def fit(
 
     Raises:
         ValueError: for arguments out of range, data that are empty or not finite, and a pair that breaks the
-            contract (`pvae.check` lists all findings).
+            contract (`pvae.check` lists all findings); for a batch that a step cannot run on, with the step, the
+            shapes, and what to change. The pair keeps the weights it had before that step.
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
@@ -147,13 +174,14 @@ def fit(
     valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
     if early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
-    total = steps if steps is not None else (epochs or 0) * len(source)
     folder = _new_run(out)
 
     with private_store(model, guide, keep=True), Progress(progress) as bar:
         parameters = settle(model, guide, source, device)
         if not parameters.leaves:
-            raise ValueError("the pair has no parameters to train; register its nets with pyro.module")
+            held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
+            fix = "call requires_grad_(True) on what to train" if held else "register its nets with pyro.module"
+            raise ValueError(f"the pair has no parameters to train{held}; {fix}")
         if valid is not None:
             valid.to(parameters.device)
         if step_mode == "graph" and parameters.device.type != "cuda":
@@ -164,13 +192,18 @@ def fit(
         trained = parameters
         for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
             trained = trained.joined_by(name, module.to(parameters.device))
+        frozen = frozen_modules(trained) if train == "guide" else ()
+        settle_last_batches(model, guide, objective, trained, frozen, source, valid)
+        total = steps if steps is not None else (epochs or 0) * len(source)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
+        loop.require_information(source.example())
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
             history, best_epoch = loop.run(source, valid, early_stopping, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
+        bare = bare_parameters()
         if folder:
             record = {
                 "pvae": pvae.__version__,
@@ -193,6 +226,7 @@ def fit(
         parameters=values,
         step_mode=loop.step.mode,
         data=source.describe(),
+        bare=bare,
     )
 
 

@@ -23,10 +23,11 @@ from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
+from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine
-from pvae.training.step import EagerStep, PyroStep, Step, TracedStep
+from pvae.training.step import Step, TracedStep, eager_step, summed_bound
 from pvae.training.turns import Turn, Turns
 from pvae.training.update import Update
 
@@ -58,7 +59,14 @@ class Loop:
         own: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, leaf in parameters.leaves.items():
             own[name in parameters.guide_only].append(leaf)
-        if not own[True] and (train == "guide" or type(turns) is not Turns):
+        asks_for_guide = train == "guide" or turns.measures_information or type(turns) is not Turns
+        if guide is None and asks_for_guide and (turns.measures_information or not own[True]):
+            raise ValueError(
+                f"{'train' if train == 'guide' else 'inference_steps'} asks to train a guide by itself, and there is "
+                "none (guide is None); give a guide such as pvae.guides.MeanField(model, example_batch), or leave "
+                f"{'train' if train == 'guide' else 'inference_steps'} out"
+            )
+        if not own[True] and asks_for_guide:
             raise ValueError(
                 f"{'train' if train == 'guide' else 'inference_steps'} asks to train the guide alone, and the guide "
                 "has no parameter that the model does not register too; register the guide's nets in the guide only"
@@ -66,6 +74,8 @@ class Loop:
         self.leaves = own[True] if train == "guide" else list(parameters.leaves.values())
         self.frozen = frozen_modules(parameters) if train == "guide" else ()
         self.step_count = 0
+        self._length: int | None = None
+        self._streams = False
         self._seen: list[tuple[Tensor, ...]] = []
         self.ledger = Ledger(parameters.device)
         self.step = self._make_step(step_mode, self.leaves, clip_norm)
@@ -75,16 +85,8 @@ class Loop:
             self.steps["model"] = self._make_step(step_mode, own[False], clip_norm) if own[False] else self.step
 
     def _make_step(self, step_mode: StepMode, leaves: list[Tensor], clip_norm: float | None) -> Step:
-        objective = self.objective
-        if not isinstance(objective, Objective):
-            return PyroStep(objective, self.model, self.guide, leaves, clip_norm)
-
-        def loss(batch: tuple[Tensor, ...], kl_weight: Tensor | float) -> tuple[Tensor, Tensor]:
-            bound, report = objective.bound_and_report(self.model, self.guide, batch, kl_weight)
-            return -bound.mean(), -report.mean()
-
-        eager = EagerStep(loss, leaves, clip_norm)
-        if step_mode == "eager":
+        eager = eager_step(self.objective, self.model, self.guide, leaves, clip_norm)
+        if step_mode == "eager" or not isinstance(self.objective, Objective):
             return eager
         return TracedStep(eager, self.parameters, step_mode, lambda: self.total - self.step_count)
 
@@ -114,11 +116,12 @@ class Loop:
     @contextmanager
     def gradients_put_back(self) -> Iterator[None]:
         """The gradients that the user had on the parameters are there again afterwards."""
-        held = [leaf.grad for leaf in self.leaves]
+        # Pyro's objectives call `backward`, which also reaches parameters that are not trained now.
+        held = [(leaf, leaf.grad) for leaf in self.parameters.leaves.values()]
         try:
             yield
         finally:
-            for leaf, gradient in zip(self.leaves, held, strict=True):
+            for leaf, gradient in held:
                 leaf.grad = gradient
 
     def run(
@@ -131,6 +134,7 @@ class Loop:
     ) -> tuple[list[Record], int]:
         """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
+        self._streams = source.runs_user_code
         best, best_epoch, best_state = -torch.inf, 0, None
         task = bar.task("training", self.total)
         started = time.perf_counter()
@@ -211,15 +215,9 @@ class Loop:
     def _run(
         self, step: Step, batch: tuple[Tensor, ...], weight: Tensor | float
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        try:
-            return step(batch, weight)
-        except ValueError:
-            # Pyro's validation refuses a nan with a page of numbers; without it, the loss shows what it is.
-            with pyro.validation_enabled(False):
-                pulse, gradients = step(batch, weight)
-            if pulse.isfinite()[0]:
-                raise
-            return pulse, gradients
+        found = attempt(step, batch, weight, self.step_count + 1, self._length, self._streams)
+        self._length = len(batch[0])
+        return found
 
     def _read(self) -> None:
         bad = self.ledger.read()
@@ -245,6 +243,16 @@ class Loop:
             f"step {number - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
         )
 
+    def require_information(self, batch: tuple[Tensor, ...]) -> None:
+        """Raise ValueError if turns ask for the mutual information of a guide that has none; call before `run`."""
+        if not self.turns.measures_information:
+            return
+        self._seen = [batch]
+        try:
+            self._mutual_information()
+        except ValueError as error:
+            raise ValueError(f"inference_steps measures I(x; z) of the guide, and cannot: {error}") from error
+
     def _mutual_information(self) -> float:
         """I(x; z) of the guide on the first data of the epoch, nets in evaluation mode, fixed draws."""
         device = self.parameters.device
@@ -261,10 +269,7 @@ class Loop:
         valid.reseed(0)
         with torch.no_grad(), seeded(0, device), evaluation(self.parameters.modules), self._averaged():
             for batch in valid.epoch():
-                if isinstance(self.objective, Objective):
-                    total += self.objective.bound(self.model, self.guide, batch).sum().item()
-                else:
-                    total -= float(self.objective.loss(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+                total += summed_bound(self.objective, self.model, self.guide, batch)
                 num_data += len(batch[0])
         return total / num_data
 

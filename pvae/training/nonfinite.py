@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pvae.implicit import refusal_of
-from pvae.layout import read_layout
+from pvae.layout import look
 from pvae.runs import run_pair
+from pvae.supports import family_of
 
 __all__ = ["describe_nonfinite"]
 
@@ -31,13 +32,21 @@ def describe_nonfinite(
 
 def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
     try:
-        run = run_pair(model, guide, batch, 1, read_layout(model, guide, batch, 1))
+        run = run_pair(model, guide, batch, 1, look(model, guide, batch))
     except (RuntimeError, ValueError) as error:
         return f"the pair fails: {error}"
     for sites, place in ((run.guide, "guide"), (run.model, "model")):
         for name, site in sites.items():
             if not torch.isfinite(site["value"]).all():
                 return f"site '{name}' in the {place} has a value that is not finite"
+            if "outside" in site and site["outside"].any():
+                fix = (
+                    "train by IWAE, or with a guide that draws only where the data are possible"
+                    if site["is_observed"]
+                    else "draw it in the guide from a distribution on that support"
+                )
+                support = f"the support of its {family_of(site['fn'])} in the {place}"
+                return f"site '{name}' has values outside {support}, which weigh zero: {fix}"
             if refusal_of(site) is not None:
                 continue
             log_prob = site["fn"].log_prob(site["value"])

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from pvae.graphs.replay import Mode, Replay
+from pvae.objectives.objective import Objective
 from pvae.params import Parameters
 
-__all__ = ["EagerStep", "PyroStep", "Step", "TracedStep"]
+__all__ = ["EagerStep", "PyroStep", "Step", "TracedStep", "eager_step", "summed_bound"]
 
 Batch = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
@@ -52,10 +53,43 @@ class EagerStep:
         """Every step looks for itself."""
 
     def __call__(self, batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Gradients]:
-        """Loss and gradients by autograd."""
+        """Loss and gradients by autograd.
+
+        Raises: ValueError if no leaf takes part in the loss.
+        """
         loss, report = self.loss(batch, kl_weight)
-        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        # A callback may freeze a parameter between two epochs.
+        moving = [leaf for leaf in self.leaves if leaf.requires_grad]
+        found = torch.autograd.grad(loss, moving, allow_unused=True) if moving and loss.requires_grad else ()
+        if all(gradient is None for gradient in found):
+            raise ValueError(
+                f"none of the {len(self.leaves)} parameters to train takes part in the objective, so it has no "
+                "gradient; let the pair use what it registers, or train both model and guide"
+            )
+        following = iter(found)
+        gradients = [next(following) if leaf.requires_grad else None for leaf in self.leaves]
         return _finish(loss.detach(), report, gradients, self.clip_norm)
+
+
+def eager_step(
+    objective: pyro.infer.ELBO, model: Any, guide: Any, leaves: list[Tensor], clip_norm: float | None = None
+) -> EagerStep:
+    """The eager step that makes an objective, one of pvae's or of Pyro's own, as large as possible."""
+    if not isinstance(objective, Objective):
+        return PyroStep(objective, model, guide, leaves, clip_norm)
+
+    def loss(batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Tensor]:
+        bound, report = objective.bound_and_report(model, guide, batch, kl_weight)
+        return -bound.mean(), -report.mean()
+
+    return EagerStep(loss, leaves, clip_norm)
+
+
+def summed_bound(objective: pyro.infer.ELBO, model: Any, guide: Any, batch: Batch) -> float:
+    """The objective, one of pvae's or of Pyro's own, summed over the data of a batch, in nats."""
+    if isinstance(objective, Objective):
+        return objective.bound(model, guide, batch).sum().item()
+    return -float(objective.loss(model, guide, *batch))  # type: ignore[attr-defined]
 
 
 class PyroStep(EagerStep):

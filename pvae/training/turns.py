@@ -16,6 +16,8 @@ class Turns:
 
     # Whether `note` must be told each loss at once, which makes a GPU wait for it; if not, it may get nan.
     needs_losses = False
+    # Whether `end_epoch` measures the mutual information, for which the guide has to draw, and to have a density.
+    measures_information = False
 
     def turn(self) -> Turn:
         """Whose turn the next step is."""
@@ -73,6 +75,7 @@ class Aggressive(Turns):
     """
 
     needs_losses = True
+    measures_information = True
 
     def __init__(self, most: int = 100, *, window: int = 10) -> None:
         if not 1 <= window <= most:

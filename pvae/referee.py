@@ -1,0 +1,243 @@
+"""Whether the log weights of a pair are what Pyro says they are, tried on a few data before they are trusted.
+
+Example: 5 data and 3 particles of a pair over x (B, 64) and z (B, 8). One run with 3 particles gives draws z (3, 5, 8)
+and, per site, log densities (3, 5). At these same draws,
+
+- the sum over data of each row has to be what Pyro's own trace gives for that site, scales taken out,
+- each of the 5 columns has to be that of its datum run alone, and of the data run in another order,
+- each of the 3 rows has to be that of a run with one particle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pvae.contexts import seeded
+from pvae.guards import Guard
+from pvae.implicit import refusal_of
+from pvae.pair_run import PairRun
+from pvae.places import Layout
+from pvae.runs import Stochastic, run_pair, setting, trace_guide, trace_model
+from pvae.sites import Batch, plate_named, random_sites, score_all
+
+__all__ = ["NoParticles", "approve"]
+
+_MOST_SIZES = 64
+# Float32 sums over hundreds of pixels agree to about 1e-6.
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-3
+
+Draws = Mapping[str, Tensor]
+Terms = Mapping[tuple[str, str], Tensor]
+
+
+class NoParticles(ValueError):
+    """A pair that gives right numbers for one particle at a time only."""
+
+
+def approve(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout, many: bool) -> Layout:
+    """The layout, with the way of running particles that gives the right numbers; `many` if there are several.
+
+    Call inside a param store, without gradients, nets in evaluation mode.
+
+    Raises: ValueError, with the site and the reason, where no way does.
+    """
+    return _Referee(model, guide, batch, layout).verdict(many)
+
+
+class _Referee:
+    def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> None:
+        self.model, self.guide, self.layout = model, guide, layout
+        self.num_samples, self.batch = _trial(model, guide, batch, layout)
+        self.num_data = len(self.batch[0])
+
+    def verdict(self, many: bool) -> Layout:
+        # States are run as particles are, one after the other.
+        has_states = self.layout.summed is not None or self.layout.branching is not None
+        if not many and not has_states:
+            run = self._run(self.layout, 1, self.batch)
+            self._single(self._draws(run))
+            return self.layout
+        reasons = []
+        for vectorizes in (True, False):
+            layout = replace(self.layout, vectorizes=vectorizes)
+            try:
+                run = self._run(layout, self.num_samples, self.batch)
+                draws = self._draws(run)
+                rows = self._run(layout, self.num_samples, self.batch, draws).terms()
+            except Exception as error:  # whatever a net trips over, it does not run so
+                reasons.append(" ".join(str(error).split())[:200])
+                continue
+            if vectorizes and not _holds_particles(run):
+                continue
+            single = self._single(draws)
+            if (site := _differs(rows, single)) is None:
+                return layout
+            reasons.append(f"site '{site}' has another log density with several particles than with one at a time")
+        if not has_states:
+            self.verdict(many=False)
+        raise NoParticles(
+            f"the pair runs with one particle at a time only: {reasons[-1]}; let its functions take a batch of any "
+            "length, or its nets any number of leading dims, or draw one particle"
+        )
+
+    def _single(self, draws: Draws) -> Terms:
+        """The log densities of K separate runs at these draws, each (K, B), once Pyro and single data agree to them."""
+        runs = []
+        for row in range(len(next(iter(draws.values()))) if draws else 1):
+            given = {name: value[row : row + 1] for name, value in draws.items()}
+            run = self._run(self.layout, 1, self.batch, given)
+            terms = run.terms()
+            self._by_pyro(given, terms, run.skipped)
+            if row == 0:
+                self._by_datum(given, terms)
+            runs.append(terms)
+        return {key: torch.cat([terms[key] for terms in runs]) for key in runs[0]}
+
+    def _by_pyro(self, given: Draws, terms: Terms, skipped: Tensor | None) -> None:
+        """Compare with the verdict of Pyro's handlers, which know no rows and columns, and count `skipped` data 0."""
+        with setting(self.layout, given), seeded(1, self.batch[0].device), pyro.validation_enabled(False):
+            guide_trace = trace_guide(self.guide, self.batch)
+            model_trace = trace_model(self.model, guide_trace, self.batch, Guard(self.layout.guarded))
+        for function, trace in (("model", model_trace), ("guide", guide_trace)):
+            for name, site in random_sites(trace).items():
+                # What lies outside its support weighs zero, whatever Pyro makes of it.
+                leaves = "outside" in site and bool(site["outside"].any())
+                if (found := terms.get((function, name))) is None or refusal_of(site) is not None or leaves:
+                    continue
+                site["scale"] = 1.0
+                total = (found if skipped is None else found[:, ~skipped]).sum()
+                own = poutine.Trace()
+                own.add_node(name, **site)
+                if not _close(total, expected := own.log_prob_sum()):
+                    raise ValueError(
+                        f"site '{name}' in the {function}: its log density per datum adds up to {total:.6g}, "
+                        f"Pyro's own to {expected:.6g}; keep every dim of its distribution in a plate or "
+                        "to_event(n)"
+                    )
+
+    def _by_datum(self, given: Draws, terms: Terms) -> None:
+        """Compare with the data one by one, and in another order; where they cannot run so, with one datum replaced."""
+        singles = [torch.tensor([index]) for index in range(self.num_data)]
+        order = torch.arange(self.num_data).flip(0)
+        try:
+            alone = [self._at(rows, given) for rows in singles]
+            turned = self._at(order, given)
+        except Exception:  # it runs on exactly these data
+            self._by_replacing(given, terms)
+            return
+        columns = {key: torch.cat([each[key] for each in alone], 1) for key in terms}
+        self._require_same(terms, columns, "alone")
+        self._require_same({key: value[:, order] for key, value in terms.items()}, turned, "in another order")
+
+    def _by_replacing(self, given: Draws, terms: Terms) -> None:
+        if self.num_data == 1:
+            return
+        rows = torch.arange(self.num_data)
+        rows[0] = 1
+        batch = tuple(part[rows] for part in self.batch)
+        others = self._run(self.layout, 1, batch, given).terms()
+        self._require_same(
+            {key: value[:, 1:] for key, value in terms.items()},
+            {key: value[:, 1:] for key, value in others.items()},
+            "where the datum before it is another",
+        )
+
+    def _at(self, rows: Tensor, given: Draws) -> Terms:
+        """The log densities of some of the data, at their draws."""
+        batch = tuple(part[rows] for part in self.batch)
+        return self._run(self.layout, 1, batch, {name: value[:, rows] for name, value in given.items()}).terms()
+
+    def _require_same(self, terms: Terms, others: Terms, what: str) -> None:
+        for key in terms.keys() & others.keys():
+            if not _close(terms[key], others[key]):
+                bad = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)[0].argmax()
+                raise ValueError(
+                    f"site '{key[1]}' in the {key[0]}: a datum has the log density {terms[key][0, bad]:.6g} within its "
+                    f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent; compute what belongs to "
+                    "a datum from that datum and from parameters alone"
+                )
+
+    def _run(self, layout: Layout, num_samples: int, batch: Batch, given: Draws | None = None) -> PairRun:
+        # What a guide draws beside its sites has to be the same in all runs.
+        with seeded(1, batch[0].device), pyro.validation_enabled(False):
+            return run_pair(self.model, self.guide, batch, num_samples, layout, given=given)
+
+    def _draws(self, run: PairRun) -> Draws:
+        """The draws of a run, auxiliary ones included, each (K, B, ...), with some for what it sums out."""
+        layout = run.layout
+        # What the guide drew, not what a guard made of it for the model.
+        drawn = run.latents | {
+            name: layout.collect(name, site["value"], run.num_samples) for name, site in run.guide.items()
+        }
+        return drawn | self._summed(drawn, run.num_samples)
+
+    def _summed(self, given: Draws, num_samples: int) -> dict[str, Tensor]:
+        """Draws of what is summed out, from the model itself, each (K, B, ...)."""
+        summed = {} if self.layout.summed is None else self.layout.summed.tables
+        rows: dict[str, list[Tensor]] = {name: [] for name in summed}
+        for row in range(num_samples if summed else 0):
+            own = {name: value[row : row + 1] for name, value in given.items()}
+            with setting(self.layout, own), seeded(row, self.batch[0].device):
+                guide_trace = trace_guide(self.guide, self.batch)
+                sites = random_sites(trace_model(self.model, guide_trace, self.batch, Guard(self.layout.guarded)))
+            for name in summed:
+                rows[name].append(self.layout.collect(name, sites[name]["value"], 1))
+        return {name: torch.cat(values) for name, values in rows.items()}
+
+
+def _holds_particles(run: PairRun) -> bool:
+    """Whether every latent of a wide run has a dim of particles."""
+    sites = [site for site in (run.model | run.guide).values() if not site["is_observed"]]
+    return all(site["value"].dim() - run.layout.nesting - site["fn"].event_dim >= 1 for site in sites)
+
+
+def _differs(terms: Terms, others: Terms) -> str | None:
+    """The first site whose log densities are others."""
+    for key in terms.keys() & others.keys():
+        if not _close(terms[key], others[key]):
+            return key[1]
+    return None
+
+
+def _close(found: Tensor, expected: Any) -> bool:
+    expected = torch.as_tensor(expected, device=found.device)
+    return torch.allclose(found.double(), expected.double(), rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
+
+
+def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> tuple[int, Batch]:
+    """How many particles and which data to try: numbers that are no width of a net, which would take them for features.
+
+    A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
+    """
+    widths: set[int] = set()
+
+    def note(module: torch.nn.Module, _: Any) -> None:
+        widths.update(size for parameter in module.parameters(recurse=False) for size in parameter.shape)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        trace_model(model, trace_guide(guide, batch), batch, Guard())
+    finally:
+        handle.remove()
+    widths |= {size for part in batch for size in part.shape[1:]}
+    free = [number for number in range(3, _MOST_SIZES) if number not in widths] or [3, 5]
+    num_samples, num_data = free[0], free[2] if len(free) > 2 else free[-1]
+    rows = torch.linspace(0, len(batch[0]) - 1, num_data, device=batch[0].device).round().long()
+    trial = tuple(part[rows] for part in batch)
+    try:
+        guide_trace = trace_guide(guide, trial)
+        model_trace = trace_model(model, guide_trace, trial, Guard())
+        for trace, name in ((guide_trace, layout.guide_plate), (model_trace, layout.model_plate)):
+            if name is not None:
+                plate_named(random_sites(trace), name, num_data)
+            score_all(trace)
+    except Exception:  # the pair has just run on the batch, so it is the number of data that fails
+        return num_samples, batch
+    return num_samples, trial

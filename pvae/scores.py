@@ -1,0 +1,138 @@
+"""How the sites of a run count: which masks and scales reach a log density, and which stand outside.
+
+Example: all sites of a pair stand under `poutine.scale(scale=w)`, w (B,), so w stands outside every logarithm: the
+bound is w (B,) times that of the sites without it. Under `poutine.mask(mask=keep)` with keep (B, T) and a plate of T
+steps within the data plate, what `keep` leaves out counts 0, as Pyro has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.guards import density_of
+from pvae.sites import Plate, Site
+
+__all__ = ["CommonScale", "Placed", "common_scale", "left_out", "log_prob_of", "own_scale"]
+
+# A site and the data plate that it stands in.
+Placed = tuple[Site, Plate]
+
+# Two handlers may multiply the same numbers in another order.
+_RELATIVE = 1e-5
+
+
+def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0.0) -> Tensor:
+    """The log density of a site in its own batch shape, `masked` where its own mask leaves it out.
+
+    Args:
+        placed: the site and its data plate.
+        skipped: data (B,) for which the mask does not count, as `left_out` gives them.
+        masked: the log density of what is left out.
+
+    Raises: ValueError for a distribution that knows no density at this value.
+    """
+    site, plate = placed
+    try:
+        log_prob = density_of(site)
+    except (NotImplementedError, KeyError) as error:
+        raise ValueError(
+            f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "
+            "or an objective with gradient='pathwise'"
+        ) from error
+    if site["mask"] is None:
+        return log_prob
+    mask = torch.as_tensor(site["mask"], device=log_prob.device)
+    if skipped is not None:
+        mask = mask | at_data(skipped, plate, mask, log_prob)
+    return torch.where(mask, log_prob, masked)
+
+
+def left_out(sites: Sequence[Placed], num_data: int) -> Tensor | None:
+    """The data (B,) that every site leaves out by a mask over data alone; None where a site has no such mask.
+
+    A mask over data alone has size 1 in every other dim. It says which data to train on, not which terms of a datum
+    count, so log p(x) of a datum that all sites leave out is that of the pair without it.
+    """
+    kept: Tensor | None = None
+    for site, plate in sites:
+        rows = _rows(site["mask"], plate)
+        if rows is None:
+            return None
+        rows = rows.reshape(-1, min(num_data, len(rows))).any(0)
+        kept = rows if kept is None else kept | rows
+    return None if kept is None else (~kept).expand(num_data)
+
+
+def _rows(mask: Any, plate: Plate) -> Tensor | None:
+    """A mask over data alone as one row per datum (rows,), or (1,) for all; None for any other mask."""
+    if mask is None:
+        return None
+    mask = torch.as_tensor(mask)
+    size = mask.shape[plate.dim] if mask.dim() >= -plate.dim else 1
+    return mask.reshape(-1) if mask.numel() == size else None
+
+
+def own_scale(placed: Placed) -> Tensor | float:
+    """The scale that the author gave a site by `poutine.scale` or by plates within a datum, that of data taken out."""
+    site, plate = placed
+    frame = next(each for each in site["cond_indep_stack"] if each.name == plate.name)
+    scale = site["scale"] if frame.full_size in (None, frame.size) else site["scale"] * (frame.size / frame.full_size)
+    return scale if isinstance(scale, Tensor) else float(scale)
+
+
+@dataclass(frozen=True)
+class CommonScale:
+    """What stands outside every logarithm: `outside` for the data that `shared` says, (B,) or one for all; else 1."""
+
+    outside: Tensor | float = 1.0
+    shared: Tensor | bool = False
+
+    def inside(self, placed: Placed, values: Tensor) -> Tensor:
+        """Values of a site, in its batch shape, times that part of its scale which does not stand outside."""
+        scale = own_scale(placed)
+        if isinstance(self.shared, Tensor):
+            scale = torch.as_tensor(scale, device=values.device)
+            return values * torch.where(at_data(self.shared, placed[1], scale, values), 1.0, scale)
+        return values if self.shared or (not isinstance(scale, Tensor) and scale == 1.0) else values * scale
+
+
+def common_scale(sites: Sequence[Placed], num_data: int) -> CommonScale:
+    """The scale that all sites share, within each datum, compared by value."""
+    scales = [own_scale(placed) for placed in sites]
+    if not scales:
+        return CommonScale()
+    numbers = [scale for scale in scales if not isinstance(scale, Tensor)]
+    if len(numbers) == len(scales):
+        shared = all(math.isclose(number, numbers[0], rel_tol=_RELATIVE) for number in numbers)
+        return CommonScale(numbers[0] if shared else 1.0, shared)
+    device = next(scale.device for scale in scales if isinstance(scale, Tensor))
+    ends = [
+        _ends(torch.as_tensor(scale, device=device), plate, num_data)
+        for scale, (_, plate) in zip(scales, sites, strict=True)
+    ]
+    first = ends[0][0]
+    same = torch.stack([torch.isclose(end, first, rtol=_RELATIVE, atol=0.0) for pair in ends for end in pair]).all(0)
+    return CommonScale(torch.where(same, first, 1.0), same)
+
+
+def _ends(scale: Tensor, plate: Plate, num_data: int) -> tuple[Tensor, Tensor]:
+    """The least and the largest scale within each datum, each (B,)."""
+    if scale.dim() < -plate.dim:
+        rows = scale.reshape(-1, 1)
+    else:
+        rows = scale.movedim(plate.dim, -1)
+        rows = rows.reshape(-1, min(num_data, rows.shape[-1]))
+    return rows.amin(0).expand(num_data), rows.amax(0).expand(num_data)
+
+
+def at_data(rows: Tensor, plate: Plate, *others: Tensor) -> Tensor:
+    """One value per datum, (B,), at the dim of the data plate: (B, 1, ..., 1), over as many copies as `others` hold."""
+    sizes = [other.shape[plate.dim] for other in others if other.dim() >= -plate.dim]
+    copies = max([len(rows), *sizes]) // len(rows)
+    return rows.repeat(copies).reshape(-1, *(1,) * (-plate.dim - 1))
