@@ -21,4 +21,6 @@ def matrix_of(
         layout = read_layout(model, guide, batch, num_samples)
         torch.manual_seed(seed)
         run = run_pair(model, guide, batch, num_samples, layout)
-        return run.log_weights().values, run.latents
+        # The guide's own draws: where one is impossible to the model, pvae runs the model on another.
+        draws = {name: run.layout.collect(name, run.guide[name]["value"], num_samples) for name in run.latents}
+        return run.log_weights().values, draws
