@@ -511,5 +511,5 @@ def test_many_entries_that_hang_together_are_refused_in_a_line():
 def test_reconstructions_and_imputations_of_words():
     model, x = Mixed(), draws(4, 3, seed=4)
     observed = torch.tensor([True, True, False]).expand(4, 3)
-    assert pvae.reconstruct(model, scales, (x, observed))["x"].shape == (3, 4)
+    assert pvae.reconstruct(model, scales, (x, observed))["x"].shape == (4, 3)
     assert pvae.check(model, scales, (x, observed)) == []
