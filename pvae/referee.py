@@ -63,7 +63,7 @@ class _Referee:
         has_states = self.layout.summed is not None or self.layout.branching is not None
         if not many and not has_states:
             run = self._run(self.layout, 1, self.batch)
-            self._single(self._draws(run))
+            self._without_inverse(self.layout, run, self._single(self._draws(run)))
             return self.layout
         reasons = []
         found = entry_by_entry(self.model, self.guide, self.batch, self.layout)
@@ -79,6 +79,7 @@ class _Referee:
                 continue
             single = self._single(draws)
             if (site := _differs(rows, single)) is None:
+                self._without_inverse(layout, run, single)
                 return layout
             reasons.append(f"site '{site}' has another log density with several particles than with one at a time")
         if has_states:
@@ -141,15 +142,29 @@ class _Referee:
     def _by_replacing(self, given: Draws, terms: Terms) -> None:
         if self.num_data == 1:
             return
-        rows = torch.arange(self.num_data)
-        rows[0] = 1
-        batch = tuple(part[rows] for part in self.batch)
-        others = self._run(self.layout, 1, batch, given).terms()
+        others = self._run(self.layout, 1, self._with_another(), given).terms()
         self._require_same(
             {key: value[:, 1:] for key, value in terms.items()},
             {key: value[:, 1:] for key, value in others.items()},
             "where the datum before it is another",
         )
+
+    def _without_inverse(self, layout: Layout, run: PairRun, terms: Terms) -> None:
+        """Compare what has a density at its own draws alone with a run of the same noise where one datum is replaced."""
+        own = {key: value for key, value in run.terms().items() if key not in terms} if run.states is None else {}
+        if own and self.num_data > 1:
+            others = self._run(layout, run.num_samples, self._with_another(), None).terms()
+            self._require_same(
+                {key: value[:, 1:] for key, value in own.items()},
+                {key: others[key][:, 1:] for key in own},
+                "where the datum before it is another",
+            )
+
+    def _with_another(self) -> Batch:
+        """The data, the second in the place of the first, too."""
+        rows = torch.arange(self.num_data)
+        rows[0] = 1
+        return tuple(part[rows] for part in self.batch)
 
     def _at(self, rows: Tensor, given: Draws) -> Terms:
         """The log densities of some of the data, at their draws."""

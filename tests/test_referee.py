@@ -239,3 +239,25 @@ def test_nothing_is_kept_of_a_pair_that_is_gone():
     assert len(verdicts._verdicts) == before + 1
     del model
     assert len(verdicts._verdicts) == before
+
+
+def test_a_flow_without_an_inverse_is_held_to_its_own_data_too():
+    x = torch.randn(12, 4)
+
+    class Mixing(nn.Module):
+        def __init__(self, mixes):
+            super().__init__()
+            self.net, self.mixes = nn.Linear(4, 6), mixes
+
+        def forward(self, x):
+            return self.net(x - self.mixes * x.mean(0))
+
+    model = pvae.models.LinearGaussian(4, 2)
+    for mixes in (0.0, 1.0):
+        torch.manual_seed(0)
+        guide = pvae.guides.PlanarFlow(model, x, length=2, encoder=Mixing(mixes))
+        if mixes:
+            with pytest.raises(ValueError, match="site 'z' in the guide.*not independent"):
+                pvae.log_weights(model, guide, x, 3)
+        else:
+            pvae.log_weights(model, guide, x, 3)
