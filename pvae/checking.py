@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from pvae.sites import (
     base_of,
     data_plate,
     is_enumerated,
+    other_batch,
     plates_of,
     random_sites,
     subsampled_plate,
@@ -37,6 +37,7 @@ from pvae.sites import (
 from pvae.store import private_store
 from pvae.strays import stray_leaves
 from pvae.supports import Image, bounds_of, entry, same, support_of
+from pvae.verdicts import forget
 
 __all__ = ["Finding", "check", "require", "require_support"]
 
@@ -168,10 +169,11 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     return findings + _nets(model, guide, batch)
 
 
-def _look_again(place: str, model: Any, guide: Any, batch: Batch, other: Callable[[Batch], Batch]) -> poutine.Trace:
+def _look_again(place: str, model: Any, guide: Any, batch: Batch) -> poutine.Trace:
     """The trace of the guide or the model on another batch."""
-    guide_trace = trace_guide(guide, other(batch))
-    return guide_trace if place == "guide" else trace_model(model, guide_trace, other(batch), Guard())
+    other = other_batch(batch)
+    guide_trace = trace_guide(guide, other)
+    return guide_trace if place == "guide" else trace_model(model, guide_trace, other, Guard())
 
 
 def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
@@ -184,7 +186,8 @@ def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
 
 
 def _weighing(model: Any, guide: Any, batch: Batch) -> list[Finding]:
-    """What the referee of the log weights says."""
+    """What the referee of the log weights says, asked anew."""
+    forget(model, guide)
     try:
         read_layout(model, guide, batch, 2)
     except NoParticles as error:

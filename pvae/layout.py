@@ -8,6 +8,7 @@ z with 1 event dim at data dim -1. With K particles the same functions run once 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from pyro import poutine
@@ -17,7 +18,7 @@ from pvae.guards import Guard, may_leave
 from pvae.places import Layout, place_of
 from pvae.referee import approve
 from pvae.runs import Stochastic, trace_guide, trace_model
-from pvae.sites import Batch, Plate, Site, data_plate, is_enumerated, plate_nesting, random_sites
+from pvae.sites import Batch, Plate, Site, data_plate, is_enumerated, other_batch, plate_nesting, random_sites
 from pvae.states import States
 from pvae.verdicts import known, remember
 
@@ -37,7 +38,8 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
     found = known(model, guide, batch, many)
     if found is None:
         with torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
-            found = approve(model, guide, batch, look(model, guide, batch), many)
+            layout = look(model, guide, batch)
+            found = approve(model, guide, batch, layout, modules, many)
         remember(model, guide, batch, many, modules, found)
     return found
 
@@ -52,10 +54,11 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
             guide_trace = trace_guide(guide, batch)
             model_trace = trace_model(model, guide_trace, batch, Guard())
         num_data = len(batch[0])
-        model_plate = data_plate(model_trace, num_data, lambda other: _model_trace(model, guide, other(batch)))
+        again = _SecondLook(model, guide, batch)
+        model_plate = data_plate(model_trace, num_data, again.of_model)
         guide_plate = None
         if random_sites(guide_trace):
-            guide_plate = data_plate(guide_trace, num_data, lambda other: trace_guide(guide, other(batch)))
+            guide_plate = data_plate(guide_trace, num_data, again.of_guide)
             _require_same_dim(model_plate, guide_plate)
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     layout = Layout(
@@ -78,8 +81,21 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
     )
 
 
-def _model_trace(model: Stochastic, guide: Stochastic | None, batch: Batch) -> poutine.Trace:
-    return trace_model(model, trace_guide(guide, batch), batch, Guard())
+class _SecondLook:
+    """The traces of a pair on another batch, each taken once, when it is asked for."""
+
+    def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch) -> None:
+        self.model, self.guide, self.batch = model, guide, other_batch(batch)
+
+    def of_guide(self) -> poutine.Trace:
+        return self._guide_trace
+
+    def of_model(self) -> poutine.Trace:
+        return trace_model(self.model, self._guide_trace, self.batch, Guard())
+
+    @cached_property
+    def _guide_trace(self) -> poutine.Trace:
+        return trace_guide(self.guide, self.batch)
 
 
 def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:

@@ -4,20 +4,20 @@ Example: 5 data and 3 particles of a pair over x (B, 64) and z (B, 8). One run w
 and, per site, log densities (3, 5). At these same draws,
 
 - the sum over data of each row has to be what Pyro's own trace gives for that site, scales taken out,
-- each of the 5 columns has to be that of its datum run alone, and of the data run in another order,
+- a column has to be that of its datum run alone, and each of the 5 that of the data run in another order,
 - each of the 3 rows has to be that of a run with one particle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvae.contexts import seeded
 from pvae.enumerable import entry_by_entry
@@ -30,7 +30,7 @@ from pvae.sites import Batch, plate_named, random_sites, score_all
 
 __all__ = ["NoParticles", "approve"]
 
-_MOST_SIZES = 64
+_LEAST_DATA, _MOST_SIZES = 5, 4096
 # Float32 sums over hundreds of pixels agree to about 1e-6.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-3
 
@@ -42,20 +42,34 @@ class NoParticles(ValueError):
     """A pair that gives right numbers for one particle at a time only."""
 
 
-def approve(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout, many: bool) -> Layout:
+def approve(
+    model: Stochastic,
+    guide: Stochastic | None,
+    batch: Batch,
+    layout: Layout,
+    modules: Sequence[nn.Module],
+    many: bool,
+) -> Layout:
     """The layout, with the way of running particles that gives the right numbers; `many` if there are several.
 
-    Call inside a param store, without gradients, nets in evaluation mode.
+    `modules` are those that the pair uses. Call inside a param store, without gradients, nets in evaluation mode.
 
     Raises: ValueError, with the site and the reason, where no way does.
     """
-    return _Referee(model, guide, batch, layout).verdict(many)
+    return _Referee(model, guide, batch, layout, modules).verdict(many)
 
 
 class _Referee:
-    def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> None:
+    def __init__(
+        self,
+        model: Stochastic,
+        guide: Stochastic | None,
+        batch: Batch,
+        layout: Layout,
+        modules: Sequence[nn.Module],
+    ) -> None:
         self.model, self.guide, self.layout = model, guide, layout
-        self.num_samples, self.batch = _trial(model, guide, batch, layout)
+        self.num_samples, self.batch = _trial(model, guide, batch, layout, modules)
         self.num_data = len(self.batch[0])
 
     def verdict(self, many: bool) -> Layout:
@@ -127,16 +141,16 @@ class _Referee:
 
     def _by_datum(self, given: Draws, terms: Terms) -> None:
         """Compare with the data one by one, and in another order; where they cannot run so, with one datum replaced."""
-        singles = [torch.tensor([index]) for index in range(self.num_data)]
+        few = sorted({0, self.num_data // 2, self.num_data - 1})
         order = torch.arange(self.num_data).flip(0)
         try:
-            alone = [self._at(rows, given) for rows in singles]
+            alone = [self._at(torch.tensor([index]), given) for index in few]
             turned = self._at(order, given)
         except Exception:  # it runs on exactly these data
             self._by_replacing(given, terms)
             return
         columns = {key: torch.cat([each[key] for each in alone], 1) for key in terms}
-        self._require_same(terms, columns, "alone")
+        self._require_same({key: value[:, few] for key, value in terms.items()}, columns, "alone")
         self._require_same({key: value[:, order] for key, value in terms.items()}, turned, "in another order")
 
     def _by_replacing(self, given: Draws, terms: Terms) -> None:
@@ -150,7 +164,7 @@ class _Referee:
         )
 
     def _without_inverse(self, layout: Layout, run: PairRun, terms: Terms) -> None:
-        """Compare what has a density at its own draws alone with a run of the same noise where one datum is replaced."""
+        """Compare what has a density at its own draws alone with a run of equal noise where one datum is replaced."""
         own = {key: value for key, value in run.terms().items() if key not in terms} if run.states is None else {}
         if own and self.num_data > 1:
             others = self._run(layout, run.num_samples, self._with_another(), None).terms()
@@ -228,24 +242,17 @@ def _close(found: Tensor, expected: Any) -> bool:
     return torch.allclose(found.double(), expected.double(), rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
 
 
-def _trial(model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout) -> tuple[int, Batch]:
+def _trial(
+    model: Stochastic, guide: Stochastic | None, batch: Batch, layout: Layout, modules: Sequence[nn.Module]
+) -> tuple[int, Batch]:
     """How many particles and which data to try: numbers that are no width of a net, which would take them for features.
 
     A pair over exactly these data, such as one with a parameter per datum, is tried on the batch itself.
     """
-    widths: set[int] = set()
-
-    def note(module: torch.nn.Module, _: Any) -> None:
-        widths.update(size for parameter in module.parameters(recurse=False) for size in parameter.shape)
-
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        trace_model(model, trace_guide(guide, batch), batch, Guard())
-    finally:
-        handle.remove()
+    widths = {size for module in modules for leaf in module.parameters(recurse=False) for size in leaf.shape}
     widths |= {size for part in batch for size in part.shape[1:]}
-    free = [number for number in range(3, _MOST_SIZES) if number not in widths] or [3, 5]
-    num_samples, num_data = free[0], free[2] if len(free) > 2 else free[-1]
+    free = [number for number in range(2, _MOST_SIZES) if number not in widths]
+    num_samples, num_data = free[0], next(number for number in free[1:] if number >= _LEAST_DATA)
     rows = torch.linspace(0, len(batch[0]) - 1, num_data, device=batch[0].device).round().long()
     trial = tuple(part[rows] for part in batch)
     try:

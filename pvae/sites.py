@@ -127,9 +127,7 @@ def plate_nesting(trace: poutine.Trace) -> int:
     return max((-plate.dim for site in random_sites(trace).values() for plate in plates_of(site)), default=0)
 
 
-def data_plate(
-    trace: poutine.Trace, num_data: int, look_again: Callable[[Callable[[Batch], Batch]], poutine.Trace]
-) -> Plate:
+def data_plate(trace: poutine.Trace, num_data: int, look_again: Callable[[], poutine.Trace]) -> Plate:
     """The plate over the data: the outermost that every site shares and whose size follows the number of data.
 
     Two looks tell it from a plate within a datum that happens to be of that size. A function that runs on exactly these
@@ -138,8 +136,7 @@ def data_plate(
     Args:
         trace: of a run on `num_data` data.
         num_data: B.
-        look_again: runs the function on another batch, which the function it is given makes of the first one, and gives
-            the trace.
+        look_again: gives the trace of a run on `other_batch`.
 
     Raises: ValueError if a site lies outside every shared plate, or no plate holds the batch.
     """
@@ -150,7 +147,7 @@ def data_plate(
             f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
             "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
         )
-    sizes = _sizes_on_another_batch(num_data, look_again)
+    sizes = _sizes_on_another_batch(look_again)
     following = [plate for plate in fitting if sizes.get(plate.name) == other_length(num_data)]
     return (following or fitting)[0]
 
@@ -166,10 +163,10 @@ def other_batch(batch: Batch) -> Batch:
     return tuple(part[rows] for part in batch)
 
 
-def _sizes_on_another_batch(num_data: int, look_again: Any) -> dict[str, int]:
+def _sizes_on_another_batch(look_again: Callable[[], poutine.Trace]) -> dict[str, int]:
     try:
         with pyro.validation_enabled(False):
-            trace = look_again(other_batch)
+            trace = look_again()
         score_all(trace)
         return {plate.name: plate.size for plate in _shared_plates(trace)}
     except Exception:  # whatever the function trips over, it runs on its own number of data
@@ -256,7 +253,7 @@ def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, .
     arguments = as_batch(batch)
     with private_store(model, look=True):
         trace = _look(model, arguments, 0)
-        data = data_plate(trace, len(arguments[0]), lambda other: _look(model, other(arguments), 0))
+        data = data_plate(trace, len(arguments[0]), lambda: _look(model, other_batch(arguments), 0))
         sites = {
             name: site
             for name, site in random_sites(trace).items()

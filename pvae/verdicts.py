@@ -17,7 +17,7 @@ from pvae.places import Layout
 from pvae.settings import settings_of
 from pvae.sites import Batch
 
-__all__ = ["known", "remember"]
+__all__ = ["forget", "known", "remember"]
 
 Stochastic = Callable[..., Any]
 
@@ -60,6 +60,11 @@ def remember(
     settings = _settings(model, guide, modules)
     verdict = _Verdict(layout, tuple(map(weakref.ref, modules)), settings)
     _verdicts.setdefault(pair, {})[_kind(batch, many)] = verdict
+
+
+def forget(model: Stochastic, guide: Stochastic | None) -> None:
+    """Have a pair looked at anew."""
+    _verdicts.pop(_pair(model, guide), None)
 
 
 def _settings(model: Stochastic, guide: Stochastic | None, modules: Sequence[nn.Module]) -> tuple[Any, ...]:

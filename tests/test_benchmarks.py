@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
 
-ALONE = ["epoch_overhead", "log_marginal", "memory", "scaling", "startup", "summing_out", "train_step"]
+ALONE = ["epoch_overhead", "first_look", "log_marginal", "memory", "scaling", "startup", "summing_out", "train_step"]
 COMMANDS = {
     "run": ("run.py", "--smoke"),
     **{name: (f"{name}.py", "--smoke") for name in ALONE},

@@ -257,7 +257,7 @@ def test_a_flow_without_an_inverse_is_held_to_its_own_data_too():
         torch.manual_seed(0)
         guide = pvae.guides.PlanarFlow(model, x, length=2, encoder=Mixing(mixes))
         if mixes:
-            with pytest.raises(ValueError, match="site 'z' in the guide.*not independent"):
+            with pytest.raises(ValueError, match=r"site 'z' in the guide.*not independent"):
                 pvae.log_weights(model, guide, x, 3)
         else:
             pvae.log_weights(model, guide, x, 3)
