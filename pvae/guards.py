@@ -62,7 +62,9 @@ class Guard(Messenger):
             return
         msg["outside"], msg["scored"] = ~is_inside, _moved_inside(support, msg["value"], ~is_inside)
         if self.replaces and not msg["is_observed"]:
-            msg["value"] = msg["scored"]
+            # What a mask leaves out weighs nothing, wherever it lies, and the model goes on with it.
+            counted = msg["outside"] if msg["mask"] is None else msg["outside"] & _as_mask(msg["mask"], msg["outside"])
+            msg["value"] = _moved_inside(support, msg["value"], counted)
 
 
 def guarding(names: Collection[str], *, replaces: bool = True) -> AbstractContextManager[Any]:
@@ -76,6 +78,10 @@ def density_of(site: Site) -> Tensor:
         log_prob: Tensor = site["fn"].log_prob(site["value"])
         return log_prob
     return torch.where(site["outside"], -math.inf, site["fn"].log_prob(site["scored"]))
+
+
+def _as_mask(mask: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(mask, device=like.device)
 
 
 def _can_leave(support: constraints.Constraint) -> bool:

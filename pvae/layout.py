@@ -58,7 +58,7 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
         model_plate = data_plate(model_trace, num_data, again.of_model)
         guide_plate = None
         if random_sites(guide_trace):
-            guide_plate = data_plate(guide_trace, num_data, again.of_guide)
+            guide_plate = data_plate(guide_trace, num_data, again.of_guide, model_plate.name)
             _require_same_dim(model_plate, guide_plate)
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     layout = Layout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from pvae.sites import Batch
 from pvae.states import States
 
-__all__ = ["draw_state", "repeated", "sum_out"]
+__all__ = ["conditional", "draw_state", "repeated", "sum_out"]
 
 _MOST_STATES = 65536
 
@@ -37,7 +38,12 @@ def sum_out(log_likelihood: Tensor, log_prior: Tensor, num_states: int) -> tuple
     log_prior = log_prior.unflatten(0, (num_states, -1))
     log_joint = (log_prior + log_likelihood.unflatten(0, (num_states, -1))).logsumexp(0)
     log_prior = log_prior.logsumexp(0)
-    return log_joint - log_prior, log_prior
+    return conditional(log_joint, log_prior), log_prior
+
+
+def conditional(log_joint: Tensor, log_prior: Tensor) -> Tensor:
+    """log p(x | z) from log p(x, z) and log p(z): where z is impossible, 0, so that log p(x, z) stays -inf."""
+    return torch.where(log_prior == -math.inf, 0.0, log_joint - log_prior)
 
 
 def draw_state(log_joint: Tensor, num_states: int) -> Tensor:

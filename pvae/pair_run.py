@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 from pvae.alike import spread
 from pvae.elimination import Elimination
 from pvae.implicit import refusal_of
-from pvae.marginal import draw_state, sum_out
+from pvae.marginal import conditional, draw_state, sum_out
 from pvae.places import Layout
 from pvae.scores import CommonScale, Placed, common_scale, left_out, log_prob_of, own_scale
 from pvae.sites import Batch, Plate, Site, base_of, subsampled_plate
@@ -128,7 +128,7 @@ class PairRun:
         return self._collect(score, score)
 
     def scaled_log_weights(self) -> LogWeights:
-        """What the author's own `poutine.scale` asks training to optimise, without what stands outside (`scale`).
+        """What the author's own `poutine.scale` asks training to optimise, without what stands outside (`scaled`).
 
         Where sites are summed out, a scale that all sites of the model share stands outside the logarithm of the sum.
         """
@@ -142,15 +142,14 @@ class PairRun:
         parts = self._collect(score, self._scaled, normalized=of_model.shared is True)
         rest = of_model.outside
         if isinstance(self._common.shared, Tensor):
-            rest = torch.where(self._common.shared, 1.0, torch.as_tensor(rest))
+            rest = torch.where(self._common.shared, 1.0, torch.as_tensor(rest, dtype=parts.log_prior.dtype))
         elif self._common.shared:
             return parts
         return LogWeights(rest * parts.log_likelihood, rest * parts.log_prior, parts.log_guide)
 
-    @property
-    def scale(self) -> Tensor | float:
-        """The scale that all sites of both functions share: it stands outside every logarithm, (B,) or a number."""
-        return self._common.outside
+    def scaled(self, bound: Tensor) -> Tensor:
+        """A bound (B,) times the scale that all sites of both functions share: it stands outside every logarithm."""
+        return self._common.times(bound)
 
     @cached_property
     def _common(self) -> CommonScale:
@@ -334,7 +333,7 @@ class PairRun:
         for name in elimination.free:
             free[name in latent].append((plate, elimination.log_probs[name]))
         log_likelihood, log_prior = (self._sum(free[is_latent]) for is_latent in (False, True))
-        return log_likelihood + of_all - of_latents, log_prior + of_latents
+        return log_likelihood + conditional(of_all, of_latents), log_prior + of_latents
 
     def log_probs(
         self, summed: Collection[str], of_site: Callable[[Placed], Tensor] = log_prob_of

@@ -88,16 +88,24 @@ def own_scale(placed: Placed) -> Tensor | float:
 
 @dataclass(frozen=True)
 class CommonScale:
-    """What stands outside every logarithm: `outside` for the data that `shared` says, (B,) or one for all; else 1."""
+    """What stands outside every logarithm: `outside` for the data that `shared` says, (B,) or one for all; else 1.
+
+    A tensor `outside` is in float64, to be carried to the dtype of what it multiplies.
+    """
 
     outside: Tensor | float = 1.0
     shared: Tensor | bool = False
+
+    def times(self, values: Tensor) -> Tensor:
+        """Values (..., B) times what stands outside."""
+        outside = self.outside
+        return values * (outside.to(values.dtype) if isinstance(outside, Tensor) else outside)
 
     def inside(self, placed: Placed, values: Tensor) -> Tensor:
         """Values of a site, in its batch shape, times that part of its scale which does not stand outside."""
         scale = own_scale(placed)
         if isinstance(self.shared, Tensor):
-            scale = torch.as_tensor(scale, device=values.device)
+            scale = torch.as_tensor(scale, dtype=values.dtype, device=values.device)
             return values * torch.where(at_data(self.shared, placed[1], scale, values), 1.0, scale)
         return values if self.shared or (not isinstance(scale, Tensor) and scale == 1.0) else values * scale
 
@@ -113,13 +121,12 @@ def common_scale(sites: Sequence[Placed], num_data: int) -> CommonScale:
         return CommonScale(numbers[0] if shared else 1.0, shared)
     device = next(scale.device for scale in scales if isinstance(scale, Tensor))
     ends = [
-        _ends(torch.as_tensor(scale, device=device).double(), plate, num_data)
+        _ends(torch.as_tensor(scale, dtype=torch.float64, device=device), plate, num_data)
         for scale, (_, plate) in zip(scales, sites, strict=True)
     ]
     first = ends[0][0]
     same = torch.stack([torch.isclose(end, first, rtol=_RELATIVE, atol=0.0) for pair in ends for end in pair]).all(0)
-    dtype = next(scale.dtype for scale in scales if isinstance(scale, Tensor))
-    return CommonScale(torch.where(same, first, 1.0).to(dtype), same)
+    return CommonScale(torch.where(same, first, 1.0), same)
 
 
 def _ends(scale: Tensor, plate: Plate, num_data: int) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,9 @@ def plate_nesting(trace: poutine.Trace) -> int:
     return max((-plate.dim for site in random_sites(trace).values() for plate in plates_of(site)), default=0)
 
 
-def data_plate(trace: poutine.Trace, num_data: int, look_again: Callable[[], poutine.Trace]) -> Plate:
+def data_plate(
+    trace: poutine.Trace, num_data: int, look_again: Callable[[], poutine.Trace], like: str | None = None
+) -> Plate:
     """The plate over the data: the outermost that every site shares and whose size follows the number of data.
 
     Two looks tell it from a plate within a datum that happens to be of that size. A function that runs on exactly these
@@ -137,6 +139,7 @@ def data_plate(trace: poutine.Trace, num_data: int, look_again: Callable[[], pou
         trace: of a run on `num_data` data.
         num_data: B.
         look_again: gives the trace of a run on `other_batch`.
+        like: the name to choose by where several do.
 
     Raises: ValueError if a site lies outside every shared plate, or no plate holds the batch.
     """
@@ -149,7 +152,8 @@ def data_plate(trace: poutine.Trace, num_data: int, look_again: Callable[[], pou
         )
     sizes = _sizes_on_another_batch(look_again)
     following = [plate for plate in fitting if sizes.get(plate.name) == other_length(num_data)]
-    return (following or fitting)[0]
+    found = following or fitting
+    return next((plate for plate in found if plate.name == like), found[0])
 
 
 def other_length(num_data: int) -> int:

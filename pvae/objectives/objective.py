@@ -83,7 +83,7 @@ class Objective(pyro.infer.ELBO):
         if isinstance(kl_weight, float) and kl_weight == 1.0 and not run.factors:
             return bound, bound.detach()
         with torch.set_grad_enabled(self.needs_history):
-            return bound, (run.scale * self.reduce(run, 1.0)).detach()
+            return bound, run.scaled(self.reduce(run, 1.0)).detach()
 
     def prepare(self, model: Any, guide: Any, batch: Batch) -> Batch:
         """The batch that the pair runs on: the given one, but for objectives that say otherwise."""
@@ -93,7 +93,7 @@ class Objective(pyro.infer.ELBO):
         learns = torch.is_grad_enabled()
         with torch.set_grad_enabled(learns or self.needs_history):
             run = self._run(model, guide, self.prepare(model, guide, batch))
-            bound = run.scale * self.reduce(run, kl_weight)
+            bound = run.scaled(self.reduce(run, kl_weight))
             penalty = run.penalty()
             if penalty is not None:
                 bound = bound - self._trained(run, penalty)
