@@ -8,7 +8,7 @@ import torch
 import pvae
 from pvae.training.ledger import Ledger
 from pvae.training.update import Update
-from tests.test_modes import pair
+from tests.test_modes import SHARED, pair
 
 OPTIMIZERS = {
     "Adam": lambda leaves: torch.optim.Adam(leaves, lr=0.1, fused=True),
@@ -89,8 +89,7 @@ def test_weights_that_a_callback_replaces_are_the_ones_that_train_on(step_mode):
             for leaf in model.parameters():
                 leaf.data = leaf.data * 0.5
 
-        found[mode] = pvae.fit(
-            model, guide, x, epochs=4, batch_size=4, step_mode=mode, callbacks=[renew], progress=False
-        )
+        options = {"step_mode": mode, "callbacks": [renew], "progress": False, **SHARED}
+        found[mode] = pvae.fit(model, guide, x, epochs=4, batch_size=4, **options)
         assert found[mode].step_mode == mode
     torch.testing.assert_close(found[step_mode].losses, found["eager"].losses, rtol=1e-5, atol=0)

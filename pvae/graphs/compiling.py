@@ -38,12 +38,15 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Call:
     It draws the same random numbers as the graph. Call it under `no_grad`, with the same shapes: it has no guards,
     so it is never compiled again.
     """
+    # The first compilation of a process turns the checks of all distributions off.
+    validates = torch.distributions.Distribution._validate_args
     call = torch.compile(
         graph.forward,
         fullgraph=True,
         dynamic=False,
         options=_OPTIONS,
     )
+    torch.distributions.Distribution.set_default_validate_args(validates)
     # What torch warns of while it compiles is between its own parts.
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
