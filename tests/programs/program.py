@@ -11,7 +11,6 @@ e being the place in an event; a parent's event is summed, and its plates that t
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +150,7 @@ class Program:
     def sites(self) -> tuple[Site, ...]:
         return self.model.sites + self.guide.sites
 
-    @functools.cached_property
+    @property
     def breach(self) -> str:
         """How the program breaks the contract, if it does."""
         return next((site.breach for site in self.sites if site.breach), "")
