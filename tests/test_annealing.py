@@ -359,7 +359,7 @@ def mean_and_error(values):
 def test_reverse_weights_are_unbiased_for_one_over_p():
     torch.manual_seed(5)
     model = LinearGaussian(3, 2).requires_grad_(False).eval()
-    estimator = BidirectionalMonteCarlo(4, num_temperatures=4, num_leapfrog=3)
+    estimator = BidirectionalMonteCarlo(4, num_temperatures=8, num_leapfrog=3)
     result, exact = sandwich(model, torch.zeros(4000, 3), estimator)
     for ratio in ((result.values - exact).exp(), (exact - result.upper_values).exp()):
         mean, error = mean_and_error(ratio)

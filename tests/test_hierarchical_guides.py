@@ -373,7 +373,7 @@ def test_an_auxiliary_latent_reaches_both_modes():
 
 
 def test_importance_sampling_with_an_auxiliary_latent_finds_log_p_of_two_modes():
-    model, guide, x = fitted_to_square(Auxiliary, [*HOT, IWAE(16)], auxiliary_dim=1)
+    model, guide, x = fitted_to_square(Auxiliary, [*HOT, ELBO(16, beta=2), IWAE(16)], auxiliary_dim=1)
     answer = pvae.log_marginal(model, guide, x, ImportanceSampling(20_000))
     assert (answer.khat < answer.khat_threshold).all()
     assert (answer.mc_standard_errors < 0.05).all()
