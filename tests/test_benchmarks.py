@@ -23,6 +23,8 @@ COMMANDS = {
     **{name: (f"{name}.py", "--smoke") for name in ALONE},
     "mnist_burda": ("mnist_burda.py", "--smoke", "--epochs", "3"),
     "no data": ("mnist_burda.py",),
+    "gpu": ("gpu.py", "--smoke"),
+    "no gpu": ("gpu.py",),
 }
 
 
@@ -155,6 +157,26 @@ def test_mnist_burda_without_data_says_what_to_give(results: dict[str, Result]) 
     assert result.code == 2
     assert "--data-root" in result.errors
     assert "Traceback" not in result.errors
+    assert not result.json.exists()
+
+
+@pytest.mark.slow
+def test_gpu_runs_on_the_cpu_as_a_smoke_test(results: dict[str, Result]) -> None:
+    result = results["gpu"]
+    assert result.code == 0, result.errors
+    record = read(result.json)
+    assert record["notes"] == []
+    assert all(row["met"] for row in record["rows"] if "met" in row)
+    found = {row["case"] for row in record["rows"]}
+    assert {"tests that need a GPU", "log weights at given draws, GPU / CPU - 1", "its NLL"} <= found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_gpu_without_a_gpu_says_so_in_one_line(results: dict[str, Result]) -> None:
+    result = results["no gpu"]
+    assert result.code == 2
+    assert result.errors == "gpu.py: no CUDA device here; run it on a machine that has one, or give --smoke\n"
     assert not result.json.exists()
 
 

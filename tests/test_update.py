@@ -26,6 +26,26 @@ def leaves():
     return [torch.ones(3, requires_grad=True), torch.full((2, 2), -1.0, requires_grad=True)]
 
 
+@pytest.mark.parametrize("kinds", [1, 2], ids=["one kernel", "two dtypes"])
+def test_gradients_in_another_layout_than_their_leaf_move_the_right_numbers(kinds):
+    """`autograd.grad` gives a transposed weight's gradient transposed, and a fused kernel on a CPU does not look."""
+
+    def weights():
+        own = [torch.ones(3, 4, requires_grad=True), torch.ones(2, dtype=torch.float64, requires_grad=True)]
+        return own[:kinds]
+
+    ours, theirs = weights(), weights()
+    update, reference = Update(OPTIMIZERS["Adam"](ours)), torch.optim.Adam(theirs, lr=0.1, fused=False)
+    for step in range(3):
+        torch.manual_seed(step)
+        gradients = [torch.randn(4, 3).t(), torch.randn(2, dtype=torch.float64)][:kinds]
+        update(ours, gradients)
+        for leaf, gradient in zip(theirs, gradients, strict=True):
+            leaf.grad = gradient
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_is_a_step_of_the_optimizer(name):
     """The second leaf has a gradient in every third step only, and the rate falls."""

@@ -39,6 +39,7 @@ class Update:
         self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None], broken: Tensor | None = None
     ) -> None:
         """Step; a fused optimizer moves nothing where `broken`, a float32 scalar on the device, is 1."""
+        gradients = [_laid_out_as(leaf, each) for leaf, each in zip(leaves, gradients, strict=True)]
         key = (id(leaves), *(gradient is not None for gradient in gradients))
         if key in self._states:
             self._kernel(self._states[key], [gradient for gradient in gradients if gradient is not None], broken)
@@ -78,6 +79,16 @@ class Update:
         )
         if broken is not None:
             torch._foreach_sub_(state.steps, [broken] * len(state.steps))
+
+
+def _laid_out_as(leaf: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """The gradient in the memory layout of its leaf: a fused kernel goes through both side by side.
+
+    On a CPU it does not look, and would move the wrong numbers, by what `autograd.grad` gives for a transposed weight.
+    """
+    if gradient is None or gradient.stride() == leaf.stride():
+        return gradient
+    return torch.empty_like(leaf).copy_(gradient)
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
