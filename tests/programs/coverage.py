@@ -63,7 +63,9 @@ def features(program: Program) -> list[str]:
         "two inner plates": len(vectorised) > 1,
         "inner plates of equal sizes": len({plate.size for plate in vectorised}) < len(vectorised),
         "an inner plate as large as the batch": any(plate.size == program.num_data for plate in vectorised),
-        "an inner plate opened before the data plate": any(site.plates.index(DATA) for site in sites if DATA in site.plates),
+        "an inner plate opened before the data plate": any(
+            site.plates.index(DATA) for site in sites if DATA in site.plates
+        ),
         "a sequential plate": any(plate.how == "sequential" for plate in plates),
         "a pyro.markov loop": any(plate.how == "markov" for plate in plates),
         "a chain": any(site.chain for site in sites),
