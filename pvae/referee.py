@@ -19,7 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pvae.contexts import seeded
+from pvae.contexts import in_one_line, seeded
 from pvae.enumerable import entry_by_entry
 from pvae.guards import Guard
 from pvae.implicit import refusal_of
@@ -79,7 +79,7 @@ class _Referee:
             run = self._run(self.layout, 1, self.batch)
             self._without_inverse(self.layout, run, self._single(self._draws(run)))
             return self.layout
-        reasons = []
+        failures: list[Exception] = []
         found = entry_by_entry(self.model, self.guide, self.batch, self.layout)
         for layout in [replace(self.layout, vectorizes=each) for each in (True, False)] if found is None else [found]:
             try:
@@ -87,20 +87,23 @@ class _Referee:
                 draws = self._draws(run)
                 rows = self._run(layout, self.num_samples, self.batch, draws).terms()
             except Exception as error:  # whatever a net trips over, it does not run so
-                reasons.append(" ".join(str(error).split())[:200])
+                failures.append(error)
                 continue
             if layout.vectorizes and not _holds_particles(run):
+                failures.append(ValueError("a site has one draw for all particles"))
                 continue
             single = self._single(draws)
             if (site := _differs(rows, single)) is None:
                 self._without_inverse(layout, run, single)
                 return layout
-            reasons.append(f"site '{site}' has another log density with several particles than with one at a time")
+            failures.append(ValueError(f"site '{site}' has another log density beside other particles than alone"))
         if has_states:
-            raise ValueError(f"the pair cannot be run at all states of what is summed out: {reasons[-1]}")
+            with in_one_line(self.batch):
+                raise failures[-1]
         self.verdict(many=False)
+        reason = " ".join(str(failures[-1]).partition("Trace Shapes:")[0].split())
         raise NoParticles(
-            f"the pair runs with one particle at a time only: {reasons[-1]}; let its functions take a batch of any "
+            f"the pair runs with one particle at a time only: {reason}; let its functions take a batch of any "
             "length, or its nets any number of leading dims, or draw one particle"
         )
 
