@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvae.guards import density_of
-from pvae.sites import Plate, Site
+from pvae.sites import Plate, Site, plates_of
 
 __all__ = ["CommonScale", "Placed", "common_scale", "left_out", "log_prob_of", "own_scale"]
 
@@ -61,7 +60,7 @@ def left_out(sites: Sequence[Placed], num_data: int) -> Tensor | None:
     """
     kept: Tensor | None = None
     for site, plate in sites:
-        rows = _rows(site["mask"], plate)
+        rows = _rows(site, plate)
         if rows is None:
             return None
         rows = rows.reshape(-1, min(num_data, len(rows))).any(0)
@@ -69,11 +68,15 @@ def left_out(sites: Sequence[Placed], num_data: int) -> Tensor | None:
     return None if kept is None else (~kept).expand(num_data)
 
 
-def _rows(mask: Any, plate: Plate) -> Tensor | None:
+def _rows(site: Site, plate: Plate) -> Tensor | None:
     """A mask over data alone as one row per datum (rows,), or (1,) for all; None for any other mask."""
-    if mask is None:
+    if site["mask"] is None:
         return None
-    mask = torch.as_tensor(mask)
+    mask = torch.as_tensor(site["mask"])
+    others = [each for each in plates_of(site) if each.name != plate.name]
+    # Over a plate of one entry, such as a series of one step, a mask over entries looks like one over data.
+    if any(each.size == 1 and mask.dim() >= -each.dim for each in others):
+        return None
     size = mask.shape[plate.dim] if mask.dim() >= -plate.dim else 1
     return mask.reshape(-1) if mask.numel() == size else None
 

@@ -57,6 +57,23 @@ def test_padded_steps_are_no_data():
     assert found.values[2] == 0
 
 
+def test_a_mask_over_one_step_is_none_over_data():
+    x, keep = torch.tensor([[0.3], [1.0]]), torch.tensor([[True], [False]])
+
+    def pair(scale):
+        def function(x, keep):
+            with pyro.plate("series", len(x), dim=-2), pyro.plate("steps", 1, dim=-1), poutine.mask(mask=keep):
+                z = pyro.sample("z", dist.Normal(torch.tensor(0.0), scale))
+                if scale == 1.0:
+                    pyro.sample("x", dist.Normal(z, NOISE), obs=x)
+
+        return function
+
+    values = pvae.log_weights(pair(1.0), pair(2.0), (x, keep), 3).values
+    assert values[:, 1].eq(0).all()
+    assert values[:, 0].ne(0).all()
+
+
 @pytest.mark.parametrize("on_model", [("z", "x"), ("z",), ("x",), ()])
 @pytest.mark.parametrize("on_guide", [True, False])
 @pytest.mark.parametrize("num_samples", [1, 3])
