@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
@@ -178,10 +179,10 @@ def _sizes_on_another_batch(look_again: Callable[[], poutine.Trace]) -> dict[str
 
 
 def score_all(trace: poutine.Trace) -> None:
-    """Ask every site for its density: a value that does not fit its plate shows there alone, by an error."""
+    """Ask every site for its density: a value, mask or scale that fits no plate shows there alone, by an error."""
     for site in random_sites(trace).values():
         if not hasattr(site["fn"], "refusal"):
-            site["fn"].log_prob(site["value"])
+            scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
 def _shared_plates(trace: poutine.Trace) -> list[Plate]:
