@@ -21,8 +21,8 @@ TOLERANCE = 1e-8
 
 # What pvae refuses of programs that a person may well write, and why. A refusal that is not here is a failure.
 REFUSALS = {
-    r"^the data plate stands at dim": "a subsampling plate that holds one datum of one takes no batch of another length, "
-    "so that a plate of size 1 around every site of the guide may be taken for it",
+    r"^the data plate stands at dim": "a subsampling plate of one datum of one takes no batch of another length, so "
+    "that a plate of size 1 around every site of the guide may be taken for it",
 }
 
 
