@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import pyro.infer
@@ -13,15 +11,17 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
+from pvae.data_support import outside_support
+from pvae.findings import Finding
 from pvae.graphs import trace as tracing
-from pvae.guards import Guard, inside
+from pvae.guards import Guard
 from pvae.implicit import refusal_of
-from pvae.layout import read_layout
+from pvae.layout import SecondLook, read_layout
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import PATHWISE_FIX, Objective, site_without_gradient
 from pvae.params import find_parameters
 from pvae.referee import NoParticles
-from pvae.runs import trace_guide, trace_model, trace_pair, unmatched_sites
+from pvae.runs import unmatched_sites
 from pvae.sites import (
     Batch,
     Site,
@@ -29,30 +29,15 @@ from pvae.sites import (
     base_of,
     data_plate,
     is_enumerated,
-    other_batch,
     plates_of,
     random_sites,
     subsampled_plate,
 )
 from pvae.store import private_store
 from pvae.strays import stray_leaves
-from pvae.supports import Image, bounds_of, entry, same, support_of
 from pvae.verdicts import forget
 
-__all__ = ["Finding", "check", "require", "require_support"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing about a pair: an "error" that makes its numbers wrong, a "warning" that may, or a "note" on speed."""
-
-    site: str
-    found: str
-    fix: str
-    level: Literal["error", "warning", "note"] = "error"
-
-    def __str__(self) -> str:
-        return f"{self.site}: {self.found}; {self.fix}"
+__all__ = ["Finding", "check", "require"]
 
 
 def check(
@@ -86,42 +71,6 @@ def require(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) ->
         raise ValueError(" | ".join(errors))
 
 
-def require_support(model: Any, batch: Batch, guide: Any = None) -> None:
-    """Raise ValueError if the data are none that the model's likelihood can score; call inside a private store.
-
-    Pyro itself would refuse them with a page of numbers, or, with its validation off, score them all the same. A
-    support that depends on latents is none to judge data by: where a draw makes them impossible, it weighs zero.
-    """
-    with torch.no_grad(), pyro.validation_enabled(False):
-        findings = [str(finding) for finding in _supports(_model_trace(model, None, batch, 0), model, guide, batch)]
-    if findings:
-        raise ValueError(" | ".join(findings))
-
-
-def _model_trace(model: Any, guide: Any, batch: Batch, seed: int) -> poutine.Trace:
-    """The trace of the model on draws of the guide, or on its own without one."""
-    with seeded(seed, batch[0].device), called_modules():
-        return trace_pair(model, guide, batch)[1]
-
-
-def _supports(trace: poutine.Trace, model: Any, guide: Any, batch: Batch) -> list[Finding]:
-    """Data outside the support of their likelihood, unless other draws of the latents move it."""
-    try:
-        dim = data_plate(trace, len(batch[0]), partial(_look_again, "model", model, guide, batch)).dim
-    except ValueError:
-        dim = None
-    sites = {name: site for name, site in random_sites(trace).items() if site["is_observed"]}
-    findings = {name: found for name, site in sites.items() if (found := _support(name, site, dim))}
-    if any(isinstance(bound, Tensor) for name in findings for bound in bounds_of(support_of(sites[name]["fn"]))):
-        others = [_model_trace(model, None, batch, seed) for seed in (1, 2)]
-        others += [] if guide is None else [_model_trace(model, guide, batch, 3)]
-        for other in map(random_sites, others):
-            for name in [name for name in findings if name in other]:
-                if not same(support_of(sites[name]["fn"]), support_of(other[name]["fn"])):
-                    del findings[name]
-    return list(findings.values())
-
-
 def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | None) -> list[Finding]:
     findings: list[Finding] = []
     traces: dict[str, poutine.Trace] = {}
@@ -142,11 +91,12 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
     findings += _densities(sites, objective)
     if guide is not None:
         findings += _matching(sites["guide"], sites["model"])
+    again = SecondLook(model, guide, batch)
     for place, trace in traces.items():
         if not sites[place]:
             continue
         try:
-            plate = data_plate(trace, len(batch[0]), partial(_look_again, place, model, guide, batch))
+            plate = data_plate(trace, len(batch[0]), again.of_guide if place == "guide" else again.of_model)
         except ValueError as error:
             found, _, fix = str(error).partition("; ")
             findings.append(Finding(place, found, fix))
@@ -155,7 +105,7 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
             findings += _shape(name, site, place, plate.dim)
             findings += _subsampling(name, site, plate.name)
     with torch.no_grad(), pyro.validation_enabled(False):
-        findings += _supports(traces["model"], model, guide, batch)
+        findings += outside_support(traces["model"], model, guide, batch)
     if objective is None or _is_pathwise(objective):
         findings += [
             Finding(
@@ -167,13 +117,6 @@ def _findings(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO |
             if site_without_gradient(site) and not (is_enumerated(site) and getattr(objective, "sums_out_guide", True))
         ]
     return findings + _nets(model, guide, batch)
-
-
-def _look_again(place: str, model: Any, guide: Any, batch: Batch) -> poutine.Trace:
-    """The trace of the guide or the model on another batch."""
-    other = other_batch(batch)
-    guide_trace = trace_guide(guide, other)
-    return guide_trace if place == "guide" else trace_model(model, guide_trace, other, Guard())
 
 
 def _subsampling(name: str, site: Site, data_plate: str) -> list[Finding]:
@@ -271,37 +214,6 @@ def _shape(name: str, site: Site, place: str, data_dim: int) -> list[Finding]:
             )
         ]
     return []
-
-
-def _support(name: str, site: Site, data_dim: int | None) -> Finding | None:
-    fn, value = site["fn"], site["value"]
-    try:
-        if not value.is_floating_point():
-            fn.log_prob(value)
-    except RuntimeError:
-        return Finding(f"site '{name}'", f"cannot score values of dtype {value.dtype}", "convert them with .float()")
-    try:
-        support = support_of(fn, around=True)
-        is_inside = inside(support, value) if isinstance(entry(support), Image) else fn.support.check(value)
-    except (NotImplementedError, RuntimeError, ValueError):
-        return None
-    if is_inside is None or bool(is_inside.all()):
-        return None
-    likelihood = type(base_of(fn)).__name__
-    low, high = value.min().item(), value.max().item()
-    grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
-    fix = (
-        "binarise the data (binarize='dynamic', 'static' or 'threshold' in pvae.data.load) or use a likelihood for "
-        "grey values (ContinuousBernoulli, DiscretizedLogistic or Gaussian)"
-        if grey
-        else f"rescale the data, or use a likelihood whose support holds [{low:.4g}, {high:.4g}]"
-    )
-    found = f"holds values outside the support of {likelihood}" + (" (grey pixels)" if grey else "")
-    where = ""
-    if data_dim is not None and is_inside.dim() >= -data_dim:
-        rows = (~is_inside).movedim(data_dim, 0).reshape(is_inside.shape[data_dim], -1).any(1).nonzero()[:, 0].tolist()
-        where = f", at datum {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
-    return Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]{where}", fix)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from pvae.sites import Batch, Plate, Site, data_plate, is_enumerated, other_batc
 from pvae.states import States
 from pvae.verdicts import known, remember
 
-__all__ = ["look", "read_layout"]
+__all__ = ["SecondLook", "look", "read_layout"]
 
 
 def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_samples: int) -> Layout:
@@ -54,7 +54,7 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
             guide_trace = trace_guide(guide, batch)
             model_trace = trace_model(model, guide_trace, batch, Guard())
         num_data = len(batch[0])
-        again = _SecondLook(model, guide, batch)
+        again = SecondLook(model, guide, batch)
         model_plate = data_plate(model_trace, num_data, again.of_model)
         guide_plate = None
         if random_sites(guide_trace):
@@ -81,16 +81,18 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
     )
 
 
-class _SecondLook:
+class SecondLook:
     """The traces of a pair on another batch, each taken once, when it is asked for."""
 
     def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch) -> None:
         self.model, self.guide, self.batch = model, guide, other_batch(batch)
 
     def of_guide(self) -> poutine.Trace:
+        """The guide's."""
         return self._guide_trace
 
     def of_model(self) -> poutine.Trace:
+        """The model's, on the guide's draws."""
         return trace_model(self.model, self._guide_trace, self.batch, Guard())
 
     @cached_property

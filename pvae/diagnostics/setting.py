@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.checking import require_support
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
+from pvae.data_support import require_support
 from pvae.params import Parameters, settle
 from pvae.sites import Batch
 from pvae.store import private_store

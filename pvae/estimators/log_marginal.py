@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pvae.checking import require_support
 from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches, Data
+from pvae.data_support import require_support
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.rounds import Rounds
