@@ -23,8 +23,8 @@ TOLERANCE = 1e-8
 REFUSALS = {
     r"^the data plate stands at dim": "a subsampling plate of one datum of one takes no batch of another length, so "
     "that a plate of size 1 around every site of the guide may be taken for it",
-    r"subsample_size does not match": "the same plate of one datum of one takes no copies, where a plate of size 1 around "
-    "every site of both functions was taken for it",
+    r"subsample_size does not match": "such a plate takes no copies, where a plate of size 1 around every site of both "
+    "functions was taken for it",
 }
 
 
