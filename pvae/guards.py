@@ -60,7 +60,8 @@ class Guard(Messenger):
         is_inside = inside(support, msg["value"])
         if is_inside is None:
             return
-        msg["outside"], msg["scored"] = ~is_inside, _moved_inside(support, msg["value"], ~is_inside)
+        msg["outside"] = ~is_inside & _kept_by(msg["fn"], ~is_inside)
+        msg["scored"] = _moved_inside(support, msg["value"], ~is_inside)
         if self.replaces and not msg["is_observed"]:
             # What a mask leaves out weighs nothing, wherever it lies, and the model goes on with it.
             counted = msg["outside"] if msg["mask"] is None else msg["outside"] & _as_mask(msg["mask"], msg["outside"])
@@ -78,6 +79,19 @@ def density_of(site: Site) -> Tensor:
         log_prob: Tensor = site["fn"].log_prob(site["value"])
         return log_prob
     return torch.where(site["outside"], -math.inf, site["fn"].log_prob(site["scored"]))
+
+
+def _kept_by(distribution: Any, like: Tensor) -> Tensor:
+    """Which events count by the distribution's own `mask`: all of those that have an entry which does."""
+    kept, events = _as_mask(True, like), 0
+    while distribution is not None:
+        mask = getattr(distribution, "_mask", None)
+        if mask is not None:
+            mask = _as_mask(mask, like)
+            kept = kept & (mask.reshape(*mask.shape[: mask.dim() - events], -1).any(-1) if mask.dim() else mask)
+        events += getattr(distribution, "reinterpreted_batch_ndims", 0)
+        distribution = getattr(distribution, "base_dist", None)
+    return kept
 
 
 def _as_mask(mask: Any, like: Tensor) -> Tensor:
@@ -189,7 +203,7 @@ def _moved_inside(support: constraints.Constraint, value: Tensor, outside: Tenso
     """The value, or where it is outside one inside: gradients of a density are no numbers elsewhere."""
     shape = torch.Size([*outside.shape, *value.shape[value.dim() - support.event_dim :]])
     safe = _some_value(support, shape, value).to(value.dtype)
-    return torch.where(outside.reshape(*outside.shape, *(1,) * support.event_dim), safe, value)
+    return torch.where(outside.reshape((*outside.shape, *(1,) * support.event_dim)), safe, value)
 
 
 def _some_value(support: constraints.Constraint, shape: torch.Size, like: Tensor) -> Tensor:

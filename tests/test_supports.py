@@ -611,3 +611,30 @@ def test_bounds_that_the_data_give_are_judged_and_those_that_latents_give_are_no
 def test_a_support_is_that_of_one_entry_of_the_mixture():
     mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Pareto(T([1.0, 1.0]), T([1.0, 3.0])))
     assert support_of(mixture).lower_bound == 1.0
+
+
+def test_what_dist_mask_leaves_out_weighs_nothing_outside_of_its_support_either():
+    far, x = torch.tensor(9.0, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    left_out = torch.tensor(False)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(far, 1.0))
+
+    def observed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(far, 1.0))
+            pyro.sample("x", dist.Uniform(z, z + 1).mask(left_out), obs=x)
+
+    def latent(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(-torch.ones_like(far), 1.0).mask(left_out))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    assert pvae.log_weights(observed, guide, x, 3).values.abs().max() == 0
+    torch.manual_seed(0)
+    found = pvae.log_weights(latent, guide, x, 1).values
+    torch.manual_seed(0)
+    z = dist.Normal(far, 1.0).expand([2]).sample()
+    expected = dist.Normal(z, 1.0).log_prob(x) - dist.Normal(far, 1.0).log_prob(z)
+    torch.testing.assert_close(found[0], expected)

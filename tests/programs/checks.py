@@ -20,7 +20,12 @@ from tests.programs.reference import Reference
 TOLERANCE = 1e-8
 
 # What pvae refuses of programs that a person may well write, and why. A refusal that is not here is a failure.
-REFUSALS: dict[str, str] = {}
+REFUSALS = {
+    r"^the data plate stands at dim": "a subsampling plate of one datum of one takes no batch of another length, so "
+    "that a plate of size 1 around every site of the guide may be taken for it",
+    r"subsample_size does not match": "such a plate takes no copies, where a plate of size 1 around every site of both "
+    "functions was taken for it",
+}
 
 
 class Disagreement(AssertionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -110,12 +111,13 @@ def features(program: Program) -> list[str]:
 
 
 def table(by_feature: dict[str, Counter[str]]) -> str:
-    """What came of the programs with each feature, as a Markdown table."""
-    lines = ["| a program with | made | answered rightly | refused |", "|---|---|---|---|"]
+    """What came of the programs with each feature, as a Markdown table, with the reasons of refusals below."""
+    reasons = [reason for reason in Counter(itertools.chain(*by_feature.values())) if reason != "answered"]
+    lines = ["| programs with | made | answered rightly | refused |", "|---|---|---|---|"]
     for feature, outcomes in sorted(by_feature.items(), key=lambda item: (item[0].startswith("a breach"), item[0])):
-        refused = "; ".join(f"{count} ({reason})" for reason, count in outcomes.most_common() if reason != "answered")
+        refused = ", ".join(f"{outcomes[each]} ({n + 1})" for n, each in enumerate(reasons) if outcomes[each])
         lines.append(f"| {feature} | {outcomes.total()} | {outcomes['answered']} | {refused or 0} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"({n + 1}) {reason}" for n, reason in enumerate(reasons))])
 
 
 if __name__ == "__main__":
