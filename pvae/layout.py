@@ -82,22 +82,24 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
 
 
 class SecondLook:
-    """The traces of a pair on another batch, each taken once, when it is asked for."""
+    """The traces of a pair on another batch, taken once, when they are asked for."""
 
     def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch) -> None:
         self.model, self.guide, self.batch = model, guide, other_batch(batch)
 
     def of_guide(self) -> poutine.Trace:
         """The guide's."""
-        return self._guide_trace
+        return self._traces[0]
 
     def of_model(self) -> poutine.Trace:
         """The model's, on the guide's draws."""
-        return trace_model(self.model, self._guide_trace, self.batch, Guard())
+        return self._traces[1]
 
     @cached_property
-    def _guide_trace(self) -> poutine.Trace:
-        return trace_guide(self.guide, self.batch)
+    def _traces(self) -> tuple[poutine.Trace, poutine.Trace]:
+        with torch.no_grad(), seeded(0, self.batch[0].device), called_modules():
+            guide_trace = trace_guide(self.guide, self.batch)
+            return guide_trace, trace_model(self.model, guide_trace, self.batch, Guard())
 
 
 def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:

@@ -74,7 +74,12 @@ def _settle(source: Batches, run: Callable[[Batch], float], verb: str) -> None:
     if reason is None:
         return
     together = tuple(torch.cat(parts) for parts in zip(example, last, strict=True))
-    of_both = reason if remainder == len(example[0]) else _failure(run, together)
+    is_only = remainder == len(example[0])
+    of_both = reason if is_only else _failure(run, together)
+    # What fails on a batch as large as it gets is no fault of the last one, and the first step tells of it.
+    is_general = remainder > 1 if is_only else bool(of_both and _failure(run, example))
+    if reason and is_general:
+        return
     if reason and of_both:
         raise ValueError(
             f"cannot {verb} on the last batch, of {remainder}: the pair {reason}; choose a batch_size that leaves "
