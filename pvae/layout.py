@@ -47,20 +47,24 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
 def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
     """Where the sites and plates of a pair are; nothing is said of its log weights.
 
+    A pair that states nothing at all, such as a guide of nothing by itself, has a layout without a plate.
+
     Raises: ValueError for a pair without a plate over the data.
     """
     with torch.no_grad(), seeded(0, batch[0].device), called_modules():
         with running("pair", batch):
             guide_trace = trace_guide(guide, batch)
             model_trace = trace_model(model, guide_trace, batch, Guard())
+        guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
+        if not model_sites and not guide_sites:
+            return Layout(nesting=0, vectorizes=True, model_plate="")
         num_data = len(batch[0])
         again = SecondLook(model, guide, batch)
         model_plate = data_plate(model_trace, num_data, again.of_model)
         guide_plate = None
-        if random_sites(guide_trace):
+        if guide_sites:
             guide_plate = data_plate(guide_trace, num_data, again.of_guide, model_plate.name)
             _require_same_dim(model_plate, guide_plate)
-    guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     layout = Layout(
         nesting=max(plate_nesting(trace) for trace in (guide_trace, model_trace)),
         vectorizes=True,

@@ -56,6 +56,8 @@ def approve(
 
     Raises: ValueError, with the site and the reason, where no way does.
     """
+    if not layout.model_plate:  # it states nothing, and has no log weights
+        return layout
     return _Referee(model, guide, batch, layout, modules).verdict(many)
 
 

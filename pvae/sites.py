@@ -39,6 +39,8 @@ __all__ = [
 Batch = tuple[Tensor, ...]
 Site = Any
 
+_NO_SITE = "no sample statement was found; write at least one `pyro.sample` in the data plate"
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -201,7 +203,7 @@ def _shared_plates(trace: poutine.Trace) -> list[Plate]:
             )
         shared = kept
     if not shared:
-        raise ValueError("no sample statement was found; write at least one `pyro.sample` in the data plate")
+        raise ValueError(_NO_SITE)
     return shared
 
 
@@ -221,7 +223,8 @@ def plate_named(sites: dict[str, Site], name: str, num_data: int | None = None) 
                 f"{got}; give the plate the length of the batch, and one dim, around every site"
             )
         found = plate
-    assert found is not None
+    if found is None:
+        raise ValueError(_NO_SITE)
     return found
 
 
