@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from pvae.pair_run import PairRun
 from pvae.places import Layout, Place, place_of
 from pvae.runs import run_pair
+from pvae.scores import agree
 from pvae.sites import Batch
 from pvae.states import States, Way
 
@@ -69,10 +70,10 @@ def _agreed_states(model: Any, guide: Any, batch: Batch, layout: Layout) -> int 
         expected = alone.log_probs(layout.summed.tables)
         if expected.keys() != found.keys():
             return None
-        if guide is not None and not _close(weights.log_guide[k], alone.scaled_log_weights().log_guide[0]):
+        if guide is not None and not agree(weights.log_guide[k], alone.scaled_log_weights().log_guide[0]):
             return None
         for name, log_prob in expected.items():
-            if not _close(_collected(run, name, found[name], _NUM_SAMPLES)[k], _collected(run, name, log_prob, 1)[0]):
+            if not agree(_collected(run, name, found[name], _NUM_SAMPLES)[k], _collected(run, name, log_prob, 1)[0]):
                 return None
     return elimination.num_states
 
@@ -97,10 +98,6 @@ def _collected(run: PairRun, name: str, log_prob: Tensor, num_samples: int) -> T
 def _over_plates(layout: Layout, name: str, place: Place) -> Layout:
     """The layout of a site's log probabilities, which have no event."""
     return replace(layout, places={name: place._replace(event_dim=0)})
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 class _Bounded(TorchFunctionMode):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyro
 import torch
@@ -26,13 +25,12 @@ from pvae.implicit import refusal_of
 from pvae.pair_run import PairRun
 from pvae.places import Layout
 from pvae.runs import Stochastic, run_pair, setting, trace_guide, trace_model
+from pvae.scores import agree
 from pvae.sites import Batch, plate_named, random_sites, score_all
 
 __all__ = ["NoParticles", "approve"]
 
 _LEAST_DATA, _MOST_SIZES = 5, 4096
-# Float32 sums over hundreds of pixels agree to about 1e-6.
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-3
 
 Draws = Mapping[str, Tensor]
 Terms = Mapping[tuple[str, str], Tensor]
@@ -137,7 +135,7 @@ class _Referee:
                 total = (found if skipped is None else found[:, ~skipped]).sum()
                 own = poutine.Trace()
                 own.add_node(name, **site)
-                if not _close(total, expected := own.log_prob_sum()):
+                if not agree(total, expected := own.log_prob_sum()):
                     raise ValueError(
                         f"site '{name}' in the {function}: its log density per datum adds up to {total:.6g}, "
                         f"Pyro's own to {expected:.6g}; keep every dim of its distribution in a plate or "
@@ -192,7 +190,7 @@ class _Referee:
 
     def _require_same(self, terms: Terms, others: Terms, what: str) -> None:
         for key in terms.keys() & others.keys():
-            if not _close(terms[key], others[key]):
+            if not agree(terms[key], others[key]):
                 bad = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)[0].argmax()
                 raise ValueError(
                     f"site '{key[1]}' in the {key[0]}: a datum has the log density {terms[key][0, bad]:.6g} within its "
@@ -237,14 +235,9 @@ def _holds_particles(run: PairRun) -> bool:
 def _differs(terms: Terms, others: Terms) -> str | None:
     """The first site whose log densities are others."""
     for key in terms.keys() & others.keys():
-        if not _close(terms[key], others[key]):
+        if not agree(terms[key], others[key]):
             return key[1]
     return None
-
-
-def _close(found: Tensor, expected: Any) -> bool:
-    expected = torch.as_tensor(expected, device=found.device)
-    return torch.allclose(found.double(), expected.double(), rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
 
 
 def _trial(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,24 @@ from torch import Tensor
 from pvae.guards import density_of
 from pvae.sites import Plate, Site, plates_of
 
-__all__ = ["CommonScale", "Placed", "common_scale", "left_out", "log_prob_of", "own_scale"]
+__all__ = ["CommonScale", "Placed", "agree", "common_scale", "left_out", "log_prob_of", "own_scale"]
 
 # A site and the data plate that it stands in.
 Placed = tuple[Site, Plate]
 
 # Two handlers may multiply the same numbers in another order.
-_RELATIVE = 1e-5
+_SAME_SCALE = 1e-5
+# Sums over hundreds of pixels agree to about 1e-6 in float32; a GPU's convolutions may round to 10 bits.
+_RELATIVE, _ABSOLUTE, _EXACT, _ON_GPU = 1e-4, 1e-3, 1e-7, 10
+
+
+def agree(found: Tensor, expected: Any) -> bool:
+    """Whether log densities are the same to rounding."""
+    expected = torch.as_tensor(expected, device=found.device)
+    is_exact = found.dtype == torch.float64 == expected.dtype
+    relative, absolute = (_EXACT, _EXACT) if is_exact else (_RELATIVE, _ABSOLUTE)
+    relative *= _ON_GPU if found.is_cuda else 1
+    return torch.allclose(found.double(), expected.double(), rtol=relative, atol=absolute, equal_nan=True)
 
 
 def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0.0) -> Tensor:
@@ -120,7 +132,7 @@ def common_scale(sites: Sequence[Placed], num_data: int) -> CommonScale:
         return CommonScale()
     numbers = [scale for scale in scales if not isinstance(scale, Tensor)]
     if len(numbers) == len(scales):
-        shared = all(math.isclose(number, numbers[0], rel_tol=_RELATIVE) for number in numbers)
+        shared = all(math.isclose(number, numbers[0], rel_tol=_SAME_SCALE) for number in numbers)
         return CommonScale(numbers[0] if shared else 1.0, shared)
     device = next(scale.device for scale in scales if isinstance(scale, Tensor))
     ends = [
@@ -128,7 +140,7 @@ def common_scale(sites: Sequence[Placed], num_data: int) -> CommonScale:
         for scale, (_, plate) in zip(scales, sites, strict=True)
     ]
     first = ends[0][0]
-    same = torch.stack([torch.isclose(end, first, rtol=_RELATIVE, atol=0.0) for pair in ends for end in pair]).all(0)
+    same = torch.stack([torch.isclose(end, first, rtol=_SAME_SCALE, atol=0.0) for pair in ends for end in pair]).all(0)
     return CommonScale(torch.where(same, first, 1.0), same)
 
 
