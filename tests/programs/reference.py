@@ -224,17 +224,22 @@ class Reference:
             body: Body = getattr(self.program, name)
             for site in filter(lambda site: site.is_random, body.sites):
                 masks = [mask for mask in (*body.masks, *site.masks) if mask.how == "poutine"]
-                if not masks or any(self._changes_within(mask, site) for mask in masks):
+                if not masks or self._may_change_within(masks, site):
                     return False
                 # A loop's entries are sites of their own, and every site has to be masked out.
                 if any(all(self._mask(mask, b, entry) for mask in masks) for entry in self._entries(site)):
                     return False
         return True
 
-    def _changes_within(self, mask: Mask, site: Site) -> bool:
-        """Whether a mask has more entries within a datum than one, by its shape."""
-        sizes = [plate.size for plate in self._inner(site.plates) if not plate.is_loop]
-        return mask.kind in ("within", "entries") and any(size > 1 for size in sizes)
+    def _may_change_within(self, masks: list[Mask], site: Site) -> bool:
+        """Whether masks have entries within a datum, by their shape: more than one, or a dim for a plate of one."""
+        plates = [plate for plate in self._inner(site.plates) if not plate.is_loop]
+        dims = {mask.kind: [-plate.dim for plate in plates] for mask in masks if mask.kind in ("within", "entries")}
+        is_wide = bool(dims) and any(plate.size > 1 for plate in plates)
+        reach = max([0, *(dim for each in dims.values() for dim in each)])
+        if any(mask.kind in ("datum", "within") for mask in masks):
+            reach = max(reach, -self.program.data_dim)
+        return is_wide or any(plate.size == 1 and -plate.dim <= reach for plate in plates)
 
     @staticmethod
     def counted(term: Term, exempt: bool = False) -> float:
