@@ -136,11 +136,20 @@ class _Referee:
                 own = poutine.Trace()
                 own.add_node(name, **site)
                 if not agree(total, expected := own.log_prob_sum()):
+                    self._require_repeatable(given, terms)
                     raise ValueError(
                         f"site '{name}' in the {function}: its log density per datum adds up to {total:.6g}, "
                         f"Pyro's own to {expected:.6g}; keep every dim of its distribution in a plate or "
                         "to_event(n)"
                     )
+
+    def _require_repeatable(self, given: Draws, terms: Terms) -> None:
+        again = self._run(self.layout, 1, self.batch, given).terms()
+        if (site := _differs(terms, again)) is not None:
+            raise ValueError(
+                f"site '{site}' has another log density in each run at the same draws; draw what is random by "
+                "pyro.sample, or before the pair runs"
+            )
 
     def _by_datum(self, given: Draws, terms: Terms) -> None:
         """Compare with the data one by one, and in another order; where they cannot run so, with one datum replaced."""
