@@ -37,7 +37,9 @@ _verdicts: dict[tuple[int, ...], dict[Any, _Verdict]] = {}
 
 def known(model: Stochastic, guide: Stochastic | None, batch: Batch, many: bool) -> Layout | None:
     """The layout of a pair that was looked at before on such a batch, for one particle or `many`; None if none was."""
-    verdict = _verdicts.get(_pair(model, guide), {}).get(_kind(batch, many))
+    verdicts = _verdicts.get(_pair(model, guide), {})
+    # What holds for several particles was seen to hold for each of them.
+    verdict = verdicts.get(_kind(batch, True)) or verdicts.get(_kind(batch, many))
     if verdict is None:
         return None
     modules = [module for module in (each() for each in verdict.modules) if module is not None]
