@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 from torch import Tensor
 
 from pvae.guards import density_of
@@ -23,6 +24,8 @@ __all__ = ["CommonScale", "Placed", "agree", "common_scale", "left_out", "log_pr
 # A site and the data plate that it stands in.
 Placed = tuple[Site, Plate]
 
+# Their density is that of what was rounded to a value, which a tensor of their own draws alone remembers.
+_QUANTISED = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 # Two handlers may multiply the same numbers in another order.
 _SAME_SCALE = 1e-5
 # Sums over hundreds of pixels agree to about 1e-6 in float32; a GPU's convolutions may round to 10 bits.
@@ -50,6 +53,7 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
     """
     site, plate = placed
     try:
+        _require_origin(site)
         log_prob = density_of(site)
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
@@ -62,6 +66,15 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
     if skipped is not None:
         mask = mask | at_data(skipped, plate, mask, log_prob)
     return torch.where(mask, log_prob, masked)
+
+
+def _require_origin(site: Site) -> None:
+    """Raise NotImplementedError if the density is that of what was rounded, and the value does not remember it."""
+    fn = site["fn"]
+    while not isinstance(fn, _QUANTISED) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, _QUANTISED) and not hasattr(site["value"], "_unquantize"):
+        raise NotImplementedError
 
 
 def left_out(sites: Sequence[Placed], num_data: int) -> Tensor | None:
