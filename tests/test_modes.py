@@ -45,11 +45,11 @@ FEW = [
 ]
 # Each shape of a cell takes a core ten seconds to compile, and inductor keeps what it compiled: at every run one cell
 # of each kind in one shape (tests/test_step.py has the convolutional one), and where the kind is no matter, one pair.
-KINDS = {
-    "dense": ("VAE", "MeanField", "IWAE"),
-    "sequence": ("StateSpace", "MeanField", "ELBO"),
-    "discrete": ("SigmoidBeliefNet", "Bernoulli", "ELBO"),
-}
+KINDS = [
+    pytest.param("VAE", "MeanField", "IWAE", id="dense"),
+    pytest.param("SigmoidBeliefNet", "Bernoulli", "ELBO", id="discrete"),
+    pytest.param("StateSpace", "MeanField", "ELBO", id="sequence", marks=pytest.mark.slow),
+]
 
 # What a graph holds besides the pair: with these, the VAE and MeanField are compiled once for several tests.
 SHARED = {"kl_schedule": linear_warmup(10), "clip_norm": 1.0}
@@ -88,7 +88,7 @@ def test_every_pair_trains_alike_eagerly_and_traced(model_name, guide_name, obje
     torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("model_name", "guide_name", "objective"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("model_name", "guide_name", "objective"), KINDS)
 def test_a_pair_of_each_kind_trains_alike_compiled(model_name, guide_name, objective):
     eager, compiled = (
         losses(model_name, guide_name, OBJECTIVES[objective](guide_name), mode, batch_size=tables.NUM_DATA)

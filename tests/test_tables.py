@@ -55,7 +55,7 @@ def test_incompatible_cells_say_why_and_name_a_guide_that_fits(model_name, guide
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_are_k_by_b_finite_and_of_the_data_type(model_name, guide_name, dtype):
     model, guide, x = pair(model_name, guide_name, dtype)
-    for num_samples in (1, 3):
+    for num_samples in (3, 1):
         weights = pvae.log_weights(model, guide, x, num_samples)
         assert weights.values.shape == (num_samples, NUM_DATA)
         assert weights.values.dtype == dtype
