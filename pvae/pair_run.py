@@ -158,7 +158,8 @@ class PairRun:
     @property
     def skipped(self) -> Tensor | None:
         """The data (B,) whose masks `log_weights` does not count; None where no mask is of that kind."""
-        return left_out([*self._of_the_model_besides(()), *self._placed(self.guide | self.reverse)], self.num_data)
+        of_guide = self._placed(self.guide | self.reverse | self.factors)
+        return left_out([*self._of_the_model_besides(()), *of_guide], self.num_data)
 
     def penalty(self) -> Tensor | None:
         """What `pyro.factor` statements of the guide take off the objective, (K, B), scaled; None without any.
