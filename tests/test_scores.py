@@ -328,3 +328,39 @@ def test_a_part_of_the_entries_trains_and_gives_no_log_p():
         losses.append(objective.loss(model, guide, x))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     pvae.fit(model, guide, x, steps=3, progress=False)
+
+
+# --- what random programs have found
+
+
+def test_a_masked_draw_outside_its_support_goes_on_as_it_is():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=False):
+                z = pyro.sample("z", dist.Uniform(torch.tensor(-1.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.tensor(5.0), 0.1))
+
+    x = torch.zeros(3)
+    torch.manual_seed(1)
+    values = pvae.log_weights(model, guide, x, 2).values
+    torch.manual_seed(1)
+    z = Normal(5.0, 0.1).sample([2, 3])
+    torch.testing.assert_close(values, Normal(z, 1.0).log_prob(x) - Normal(5.0, 0.1).log_prob(z))
+
+
+def test_an_impossible_draw_beside_a_summed_site_weighs_zero():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.tensor(-1.0), 1.0))
+            y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.tensor(5.0), 0.1))
+
+    assert pvae.log_weights(model, guide, torch.zeros(3), 2).values.eq(-math.inf).all()
