@@ -19,7 +19,7 @@ from pvae.elimination import Elimination
 from pvae.implicit import refusal_of
 from pvae.marginal import conditional, draw_state, sum_out
 from pvae.places import Layout
-from pvae.scores import CommonScale, Placed, common_scale, left_out, log_prob_of, own_scale
+from pvae.scores import CommonScale, Placed, bounds_at, common_scale, left_out, log_prob_of, own_scale
 from pvae.sites import Batch, Plate, Site, base_of, subsampled_plate
 from pvae.states import States
 
@@ -171,10 +171,11 @@ class PairRun:
         terms = [(placed[1], log_prob_of(placed) * own_scale(placed)) for placed in self._placed(self.factors)]
         return self._sum(terms)
 
-    def terms(self) -> dict[tuple[str, str], Tensor]:
-        """What each ("model" or "guide", site) adds to `log_weights`, (K, B).
+    def terms(self) -> dict[tuple[str, str, str], Tensor]:
+        """What each ("model" or "guide", site, "log density") adds to `log_weights`, (K, B).
 
-        Sites without a density, or without one at these values, and points (Delta) are left out.
+        Sites without a density, or without one at these values, and points (Delta) are left out. A support whose
+        bounds are tensors adds a term per bound, for a density may be the same wherever they are.
         """
         found, skipped = {}, self.skipped
         for function, sites, rows in (
@@ -183,10 +184,11 @@ class PairRun:
         ):
             for placed in sites:
                 if refusal_of(placed[0]) is None and not isinstance(base_of(placed[0]["fn"]), Delta):
+                    key = function, placed[0]["name"]
                     with suppress(ValueError):
-                        found[function, placed[0]["name"]] = self._sum(
-                            [(placed[1], log_prob_of(placed, skipped))], rows
-                        )
+                        found[*key, "log density"] = self._sum([(placed[1], log_prob_of(placed, skipped))], rows)
+                    for number, bound in enumerate(bounds_at(placed, skipped), 1):
+                        found[*key, f"support bound {number}"] = self._sum([(placed[1], bound)], rows)
         return found
 
     def average(self, values: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ __all__ = ["NoParticles", "approve"]
 _LEAST_DATA, _MOST_SIZES = 5, 4096
 
 Draws = Mapping[str, Tensor]
-Terms = Mapping[tuple[str, str], Tensor]
+Terms = Mapping[tuple[str, str, str], Tensor]
 
 
 class NoParticles(ValueError):
@@ -96,10 +96,10 @@ class _Referee:
                 failures.append(ValueError("a site has one draw for all particles"))
                 continue
             single = self._single(draws)
-            if (site := _differs(rows, single)) is None:
+            if (differs := _differs(rows, single)) is None:
                 self._without_inverse(layout, run, single)
                 return layout
-            failures.append(ValueError(f"site '{site}' has another log density beside other particles than alone"))
+            failures.append(ValueError(f"{differs} beside other particles than alone"))
         if has_states:
             with in_one_line(self.batch):
                 raise failures[-1]
@@ -126,7 +126,7 @@ class _Referee:
             given = {name: value[row : row + 1] for name, value in draws.items()}
             run = self._run(self.layout, 1, self.batch, given)
             runs.append(self._require_agreement(given, run) if row == 0 else self._by_pyro(run))
-        return {key: torch.cat([terms[key] for terms in runs]) for key in runs[0] if all(key in each for each in runs)}
+        return _joined(runs, 0)
 
     def _require_agreement(self, given: Draws, run: PairRun) -> Terms:
         """The log densities of a run with one particle, once Pyro and single data agree to them.
@@ -151,7 +151,7 @@ class _Referee:
             for name, site in sites.items():
                 # What lies outside its support weighs zero, whatever Pyro makes of it.
                 leaves = "outside" in site and bool(site["outside"].any())
-                if (found := terms.get((function, name))) is None or leaves:
+                if (found := terms.get((function, name, "log density"))) is None or leaves:
                     continue
                 total = (found if skipped is None else found[:, ~skipped]).sum()
                 own = poutine.Trace()
@@ -167,10 +167,9 @@ class _Referee:
 
     def _require_repeatable(self, given: Draws) -> None:
         once, again = (self._run(self.layout, 1, self.batch, given).terms() for _ in range(2))
-        if (site := _differs(once, again)) is not None:
+        if (differs := _differs(once, again)) is not None:
             raise ValueError(
-                f"site '{site}' has another log density in each run at the same draws; draw what is random by "
-                "pyro.sample, or before the pair runs"
+                f"{differs} in each run at the same draws; draw what is random by pyro.sample, or before the pair runs"
             )
 
     def _by_datum(self, given: Draws, terms: Terms) -> Terms:
@@ -182,7 +181,7 @@ class _Referee:
             turned = self._at(order, given)
         except Exception:  # it runs on exactly these data
             return self._by_replacing(given, terms)
-        columns = {key: torch.cat([each[key] for each in alone], 1) for key in alone[0]}
+        columns = _joined(alone, 1)
         self._require_same({key: value[:, few] for key, value in terms.items()}, columns, "alone")
         self._require_same({key: value[:, order] for key, value in terms.items()}, turned, "in another order")
         return columns
@@ -221,11 +220,12 @@ class _Referee:
         return self._run(self.layout, 1, batch, {name: value[:, rows] for name, value in given.items()}).terms()
 
     def _require_same(self, terms: Terms, others: Terms, what: str) -> None:
-        for key in terms.keys() & others.keys():
+        for key in _common(terms, others):
             if not agree(terms[key], others[key]):
-                bad = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)[0].argmax()
+                apart = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)
+                bad = torch.where(terms[key] == others[key], 0.0, apart)[0].argmax()
                 raise ValueError(
-                    f"site '{key[1]}' in the {key[0]}: a datum has the log density {terms[key][0, bad]:.6g} within its "
+                    f"site '{key[1]}' in the {key[0]}: a datum has the {key[2]} {terms[key][0, bad]:.6g} within its "
                     f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent; compute what belongs to "
                     "a datum from that datum and from parameters alone"
                 )
@@ -265,11 +265,21 @@ def _holds_particles(run: PairRun) -> bool:
     return all(site["value"].dim() - run.layout.nesting - site["fn"].event_dim >= 1 for site in sites)
 
 
+def _joined(runs: Sequence[Terms], dim: int) -> Terms:
+    """The terms that all runs have, one run after the other along a dim."""
+    shared = [key for key in runs[0] if all(key in terms for terms in runs)]
+    return {key: torch.cat([terms[key] for terms in runs], dim) for key in shared}
+
+
+def _common(terms: Terms, others: Terms) -> list[tuple[str, str, str]]:
+    return [key for key in terms if key in others]
+
+
 def _differs(terms: Terms, others: Terms) -> str | None:
-    """The first site whose log densities are others."""
-    for key in terms.keys() & others.keys():
+    """What is another in the first site that is not the same, in words."""
+    for key in _common(terms, others):
         if not agree(terms[key], others[key]):
-            return key[1]
+            return f"site '{key[1]}' has another {key[2]}"
     return None
 
 

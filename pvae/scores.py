@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pvae.guards import density_of
 from pvae.sites import Plate, Site, plates_of
+from pvae.supports import bounds_of, support_of
 
-__all__ = ["CommonScale", "Placed", "agree", "common_scale", "left_out", "log_prob_of", "own_scale"]
+__all__ = ["CommonScale", "Placed", "agree", "bounds_at", "common_scale", "left_out", "log_prob_of", "own_scale"]
 
 # A site and the data plate that it stands in.
 Placed = tuple[Site, Plate]
@@ -51,7 +52,7 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
 
     Raises: ValueError for a distribution that knows no density at this value.
     """
-    site, plate = placed
+    site = placed[0]
     try:
         _require_origin(site)
         log_prob = density_of(site)
@@ -60,12 +61,32 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
             f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "
             "or an objective with gradient='pathwise'"
         ) from error
+    return _masked(placed, log_prob, skipped, masked)
+
+
+def bounds_at(placed: Placed, skipped: Tensor | None = None) -> list[Tensor]:
+    """Where the support of a site begins and ends, added up within each event: 0 where its mask leaves it out.
+
+    Bounds that are numbers, and hold for all data, are left out.
+    """
+    fn, value = placed[0]["fn"], placed[0]["value"]
+    batch_shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    bounds = bounds_of(support_of(fn, around=placed[0]["is_observed"]))
+    return [
+        _masked(placed, bound.expand(batch_shape + fn.event_shape).reshape(*batch_shape, -1).sum(-1), skipped, 0.0)
+        for bound in bounds
+        if isinstance(bound, Tensor)
+    ]
+
+
+def _masked(placed: Placed, values: Tensor, skipped: Tensor | None, masked: float) -> Tensor:
+    site, plate = placed
     if site["mask"] is None:
-        return log_prob
-    mask = torch.as_tensor(site["mask"], device=log_prob.device)
+        return values
+    mask = torch.as_tensor(site["mask"], device=values.device)
     if skipped is not None:
-        mask = mask | at_data(skipped, plate, mask, log_prob)
-    return torch.where(mask, log_prob, masked)
+        mask = mask | at_data(skipped, plate, mask, values)
+    return torch.where(mask, values, masked)
 
 
 def _require_origin(site: Site) -> None:

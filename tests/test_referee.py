@@ -1,5 +1,7 @@
 """No log weight is trusted that does not agree with Pyro, with single data and with single particles."""
 
+import math
+from functools import partial
 from types import SimpleNamespace
 
 import pyro
@@ -40,6 +42,26 @@ def linear(decode, encode=None, num=12):
 
 
 # --- data that are not independent
+
+
+def test_data_that_meet_in_the_bounds_of_a_support_alone_are_refused():
+    """Within its bounds a uniform density is the same wherever these lie, and so it tells nothing of them."""
+
+    def model(x, mixes=1.0):
+        with pyro.plate("data", len(x)):
+            low = mixes * x.mean(0, keepdim=True).expand(x.shape) - 50.0
+            z = pyro.sample("z", dist.Uniform(low, low + 100.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(x - 1, x + 1).to_event(1))
+
+    x = torch.randn(7, 4)
+    with pytest.raises(ValueError, match=r"site 'z' in the model: a datum has the support bound 1 .* not independent"):
+        pvae.log_weights(model, guide, x, 3)
+    weights = pvae.log_weights(partial(model, mixes=0.0), guide, x, 3)
+    torch.testing.assert_close(weights.log_prior - weights.log_guide, torch.full((3, 7), -4 * math.log(50.0)))
 
 
 MIXERS = {

@@ -111,6 +111,8 @@ def breached(draw: Draw, program: Program) -> Program:
         sites[at] = dataclasses.replace(
             sites[at], role="observed", family="normal", plates=(*sites[at].plates, "again")
         )
+        # Where a mask leaves all data out, the plate does no harm.
+        body = dataclasses.replace(body, masks=())
     return dataclasses.replace(program, **{where: dataclasses.replace(body, sites=tuple(sites))})
 
 
