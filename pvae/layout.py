@@ -8,7 +8,6 @@ z with 1 event dim at data dim -1. With K particles the same functions run once 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from pyro import poutine
@@ -86,24 +85,27 @@ def look(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Layout:
 
 
 class SecondLook:
-    """The traces of a pair on another batch, taken once, when they are asked for."""
+    """The traces of a pair on so many of its data, taken once, when they are asked for."""
 
     def __init__(self, model: Stochastic, guide: Stochastic | None, batch: Batch) -> None:
-        self.model, self.guide, self.batch = model, guide, other_batch(batch)
+        self.model, self.guide, self.batch = model, guide, batch
+        self._taken: dict[int, tuple[poutine.Trace, poutine.Trace]] = {}
 
-    def of_guide(self) -> poutine.Trace:
+    def of_guide(self, num_data: int) -> poutine.Trace:
         """The guide's."""
-        return self._traces[0]
+        return self._traces(num_data)[0]
 
-    def of_model(self) -> poutine.Trace:
+    def of_model(self, num_data: int) -> poutine.Trace:
         """The model's, on the guide's draws."""
-        return self._traces[1]
+        return self._traces(num_data)[1]
 
-    @cached_property
-    def _traces(self) -> tuple[poutine.Trace, poutine.Trace]:
-        with torch.no_grad(), seeded(0, self.batch[0].device), called_modules():
-            guide_trace = trace_guide(self.guide, self.batch)
-            return guide_trace, trace_model(self.model, guide_trace, self.batch, Guard())
+    def _traces(self, num_data: int) -> tuple[poutine.Trace, poutine.Trace]:
+        if num_data not in self._taken:
+            batch = other_batch(self.batch, num_data)
+            with torch.no_grad(), seeded(0, batch[0].device), called_modules():
+                guide_trace = trace_guide(self.guide, batch)
+                self._taken[num_data] = guide_trace, trace_model(self.model, guide_trace, batch, Guard())
+        return self._taken[num_data]
 
 
 def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:

@@ -131,7 +131,7 @@ def plate_nesting(trace: poutine.Trace) -> int:
 
 
 def data_plate(
-    trace: poutine.Trace, num_data: int, look_again: Callable[[], poutine.Trace], like: str | None = None
+    trace: poutine.Trace, num_data: int, look_again: Callable[[int], poutine.Trace], like: str | None = None
 ) -> Plate:
     """The plate over the data: the outermost that every site shares and whose size follows the number of data.
 
@@ -141,7 +141,7 @@ def data_plate(
     Args:
         trace: of a run on `num_data` data.
         num_data: B.
-        look_again: gives the trace of a run on `other_batch`.
+        look_again: gives the trace of a run on that many data (see `other_batch`).
         like: the name to choose by where several do.
 
     Raises: ValueError if a site lies outside every shared plate, or no plate holds the batch.
@@ -153,31 +153,31 @@ def data_plate(
             f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
             "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
         )
-    sizes = _sizes_on_another_batch(look_again)
-    following = [plate for plate in fitting if sizes.get(plate.name) == other_length(num_data)]
-    found = following or fitting
+    found = _that_follow(fitting, num_data, look_again) or fitting
     return next((plate for plate in found if plate.name == like), found[0])
 
 
-def other_length(num_data: int) -> int:
-    """Another number of data than `num_data` to look at a pair with: a few, no more where that can be."""
-    return min(num_data - 1, 7) if num_data > 2 else num_data + 1
+def _that_follow(plates: list[Plate], num_data: int, look_again: Callable[[int], poutine.Trace]) -> list[Plate]:
+    """The plates whose size is the number of data of another run, too; none where it runs on its own number alone.
+
+    Few data are tried, but not one, which fits everywhere; one is tried of two data that a plate has no more of.
+    """
+    for length in [min(num_data - 1, 7)] if num_data > 2 else [num_data + 1, 1]:
+        try:
+            with pyro.validation_enabled(False):
+                trace = look_again(length)
+            score_all(trace)
+            sizes = {plate.name: plate.size for plate in _shared_plates(trace)}
+        except Exception:  # whatever the function trips over
+            continue
+        return [plate for plate in plates if sizes.get(plate.name) == length]
+    return []
 
 
-def other_batch(batch: Batch) -> Batch:
-    """A batch of another length, made of the data of `batch`."""
-    rows = torch.arange(other_length(len(batch[0])), device=batch[0].device) % len(batch[0])
+def other_batch(batch: Batch, num_data: int) -> Batch:
+    """A batch of that many data, made of those of `batch`."""
+    rows = torch.arange(num_data, device=batch[0].device) % len(batch[0])
     return tuple(part[rows] for part in batch)
-
-
-def _sizes_on_another_batch(look_again: Callable[[], poutine.Trace]) -> dict[str, int]:
-    try:
-        with pyro.validation_enabled(False):
-            trace = look_again()
-        score_all(trace)
-        return {plate.name: plate.size for plate in _shared_plates(trace)}
-    except Exception:  # whatever the function trips over, it runs on its own number of data
-        return {}
 
 
 def score_all(trace: poutine.Trace) -> None:
@@ -261,7 +261,7 @@ def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, .
     arguments = as_batch(batch)
     with private_store(model, look=True):
         trace = _look(model, arguments, 0)
-        data = data_plate(trace, len(arguments[0]), lambda: _look(model, other_batch(arguments), 0))
+        data = data_plate(trace, len(arguments[0]), lambda length: _look(model, other_batch(arguments, length), 0))
         sites = {
             name: site
             for name, site in random_sites(trace).items()
