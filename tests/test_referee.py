@@ -201,6 +201,21 @@ def test_a_plate_of_the_same_size_is_not_taken_for_that_over_the_data(num):
     assert pvae.log_weights(model, built_in, x, 3).values.shape == (3, num)
 
 
+def test_two_data_are_told_from_two_entries_where_a_plate_has_no_more_data():
+    def model(x):
+        with pyro.plate("entries", 2, dim=-2), pyro.plate("data", 2, subsample_size=len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("entries", 2, dim=-2), pyro.plate("data", 2, subsample_size=len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.T / 2, 0.5**0.5))
+
+    x = torch.randn(2, 2, dtype=torch.float64)
+    truth = Normal(0.0, 2**0.5).log_prob(x).sum(1)
+    torch.testing.assert_close(pvae.log_weights(model, guide, x, 3).values, truth.expand(3, 2))
+
+
 def test_public_arrays_have_the_data_first():
     model, guide = sensors_and_data()
     x = torch.randn(7, 5)
