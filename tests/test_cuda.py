@@ -22,6 +22,7 @@ from pvae.estimators import (
     PriorSampling,
     Quadrature,
 )
+from pvae.graphs import replay
 from pvae.graphs.capture import Captured
 from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
@@ -39,6 +40,12 @@ NOT_AT_GIVEN_DRAWS = NO_DENSITY | {"Auxiliary", "SemiAmortized", "PlanarFlow"}
 
 # The check of a Cholesky factorisation waits for the GPU; some versions of torch leave it out of a trace.
 THAT_MAY_WAIT = {"Exact", "LowRank"}
+
+
+@pytest.fixture(autouse=True)
+def tracing_that_costs_nothing(monkeypatch):
+    """So few steps would not pay for a trace, and "auto" would leave them eager."""
+    monkeypatch.setattr(replay, "_SECONDS_TO_TRACE", 0.0)
 
 
 def pair(model_name, guide_name, dtype=torch.float32):
