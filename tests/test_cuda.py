@@ -43,9 +43,9 @@ THAT_MAY_WAIT = {"Exact", "LowRank"}
 
 
 @pytest.fixture(autouse=True)
-def tracing_that_costs_nothing(monkeypatch):
-    """So few steps would not pay for a trace, and "auto" would leave them eager."""
-    monkeypatch.setattr(replay, "_SECONDS_TO_TRACE", 0.0)
+def tracing_that_always_pays(monkeypatch):
+    """So few steps would not pay for their traces, and "auto" would leave them eager."""
+    monkeypatch.setattr(replay, "_GAIN_OF_TRACE", 1e9)
 
 
 def pair(model_name, guide_name, dtype=torch.float32):
@@ -131,7 +131,7 @@ def test_every_objective_trains_alike_in_every_mode(name):
 
 OPTIONS = {
     "schedules": {"kl_schedule": linear_warmup(5), "schedule": "cosine", "clip_norm": 1.0, "ema": 0.9},
-    "turns": {"inference_steps": 3},
+    "turns": {"inference_steps": 3, "steps": 24},
     "guide": {"train": "guide"},
     "own optimizer": {"optimizer": lambda leaves: torch.optim.SGD(leaves, lr=1e-2, momentum=0.9)},
     "plain Adam": {"optimizer": lambda leaves: torch.optim.Adam(leaves, lr=1e-2)},
