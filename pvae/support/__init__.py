@@ -1,0 +1,1 @@
+"""What knows no pair: the words of refusals."""
