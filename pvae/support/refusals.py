@@ -107,7 +107,7 @@ def function(name: str, value: Any, *, usual: str) -> Callable[..., Any]:
     """Something that can be called."""
     if not callable(value):
         raise ValueError(f"{name} must be a function, got {shown(value)}; give for example {usual}")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...], *, what: str, usual: str) -> Any:
