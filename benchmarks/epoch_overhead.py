@@ -15,10 +15,12 @@ from common import BURDA, SMALL, Net, Rows, one, pair, run_alone
 from pvae.checking import require
 from pvae.contexts import seeded
 from pvae.data.batches import Batches
+from pvae.data_support import require_support
 from pvae.objectives import ELBO
 from pvae.params import settle
 from pvae.progress import Progress
 from pvae.store import private_store
+from pvae.training.length import Length
 from pvae.training.loop import Loop
 from pvae.training.turns import Turns
 
@@ -38,7 +40,9 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
     with private_store(model, guide), seeded(0), Progress(False) as bar:
         parameters = settle(model, guide, source, None)
         require(model, guide, source.example(), ELBO())
-        loop = Loop(model, guide, ELBO(), parameters, "traced", None, Turns(), "both", None, total=(epochs + 1) * steps)
+        watch = require_support(model, source, guide)
+        length = Length(None, (epochs + 1) * steps, None)
+        loop = Loop(model, guide, ELBO(), parameters, "traced", None, Turns(), "both", None, length)
         loop.prepare(None, 1e-3, None, None)
         batch = source.example()
         of_epoch: list[float] = []
@@ -56,7 +60,7 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
             ended = time.perf_counter()
             of_steps.append(ended - started)
 
-        loop.run(source, None, None, [turn], bar)
+        loop.run(source, None, watch, None, [turn], bar)
     # The first epoch traces.
     ratio = statistics.median(a / b for a, b in zip(of_epoch[1:], of_steps[1:], strict=True))
     return one(f"epoch over its steps: {net}, batch {batch_size}", "pvae traced", ratio, "x")

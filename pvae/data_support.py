@@ -1,82 +1,154 @@
-"""Whether data lie where their likelihood can score them.
+"""Whether data lie where their likelihood can score them: all data, once.
 
 Example: x (B, 64) with grey pixels under a Bernoulli likelihood lies outside {0, 1}, whatever the latents are. A count
 x under Binomial(n) with a latent n lies outside for some n alone: that is no fault of the data, such an n weighs zero.
+
+Most models observe a part of their batch, or a view of it, under a support that one look tells. Then no model runs to
+hold 60,000 images (1, 28, 28) to {0, 1}; each block of them is looked at by itself. For another, such as one of
+log1p(x), or of a support that depends on the data, the model runs on every block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
-from pvae.contexts import called_modules, seeded
+from pvae.contexts import called_modules, running, seeded
+from pvae.data.batch import Batch
+from pvae.data.batches import Batches
 from pvae.findings import Finding
-from pvae.guards import inside
+from pvae.guards import outside
 from pvae.layout import SecondLook
 from pvae.runs import trace_pair
-from pvae.sites import Batch, Site, base_of, data_plate, random_sites
-from pvae.supports import Image, bounds_of, entry, same, support_of
+from pvae.sites import Site, base_of, data_plate, random_sites
+from pvae.supports import bounds_of, entry, same, support_of
 
-__all__ = ["outside_support", "require_support"]
+__all__ = ["SupportWatch", "outside_support", "require_support"]
 
 
-def require_support(model: Any, batch: Batch, guide: Any = None) -> None:
-    """Raise ValueError if the data are none that the model's likelihood can score; call inside a private store.
+def require_support(model: Any, source: Batches, guide: Any = None) -> SupportWatch:
+    """Hold all data to the supports of what the model observes; call inside a private store.
 
-    Pyro itself would refuse them with a page of numbers, or, with its validation off, score them all the same. A
-    support that depends on latents is none to judge data by: where a draw makes them impossible, it weighs zero.
+    Of a stream it is the first batch; the watch that is given back takes the others as they come. Pyro itself would
+    refuse such data with a page of numbers, or, with its validation off, score them all the same.
+
+    Raises: ValueError, with the number of the datum, if the data are none that the model's likelihood can score.
     """
-    with torch.no_grad(), pyro.validation_enabled(False):
-        findings = [
-            str(finding) for finding in outside_support(_model_trace(model, None, batch, 0), model, guide, batch)
-        ]
-    if findings:
-        raise ValueError(" | ".join(findings))
+    watch = SupportWatch(model, guide, source.example())
+    for start, batch in source.in_blocks():
+        watch(batch, start)
+    return watch
 
 
-def _model_trace(model: Any, guide: Any, batch: Batch, seed: int) -> poutine.Trace:
-    """The trace of the model on draws of the guide, or on its own without one."""
-    with seeded(seed, batch[0].device), called_modules():
-        return trace_pair(model, guide, batch)[1]
+class SupportWatch:
+    """Refuses a batch that the likelihood of a model cannot score; `example` is one to look at the model with.
+
+    A support that depends on latents is none to judge data by: where a draw makes them impossible, it weighs zero.
+    """
+
+    def __init__(self, model: Any, guide: Any, example: Batch) -> None:
+        self.model, self.guide = model, guide
+        with torch.no_grad(), pyro.validation_enabled(False):
+            sites = random_sites(_model_trace(model, None, example, 0)).values()
+        found = [_told_by_parts(site, example) for site in sites if site["is_observed"]]
+        # None where the model has to run to tell.
+        self._told = None if any(each is None for each in found) else [pair for each in found for pair in each or ()]
+
+    def __call__(self, batch: Batch, start: int = 0) -> None:
+        """Raise ValueError if a datum of the batch, whose first is number `start`, lies outside its support."""
+        if self._told is not None and all(_lies_inside(support, batch[index]) for index, support in self._told):
+            return
+        with torch.no_grad(), pyro.validation_enabled(False):
+            trace = _model_trace(self.model, None, batch, 0)
+            findings = outside_support(trace, self.model, self.guide, batch, start)
+        if findings:
+            raise ValueError(" | ".join(str(finding) for finding in findings))
 
 
-def outside_support(trace: poutine.Trace, model: Any, guide: Any, batch: Batch) -> list[Finding]:
+def outside_support(trace: poutine.Trace, model: Any, guide: Any, batch: Batch, start: int = 0) -> list[Finding]:
     """Data outside the support of their likelihood, unless other draws of the latents move it."""
+    sites = {name: site for name, site in random_sites(trace).items() if site["is_observed"]}
+    found = {name: each for name, site in sites.items() if (each := _unscored(site)) is not None}
+    if any(isinstance(bound, Tensor) for name in found for bound in bounds_of(support_of(sites[name]["fn"]))):
+        others = [_model_trace(model, None, batch, seed) for seed in (1, 2)]
+        others += [] if guide is None else [_model_trace(model, guide, batch, 3)]
+        for other in map(random_sites, others):
+            for name in [name for name in found if name in other]:
+                if not same(support_of(sites[name]["fn"]), support_of(other[name]["fn"])):
+                    del found[name]
+    if not found:
+        return []
     try:
         dim = data_plate(trace, len(batch[0]), SecondLook(model, guide, batch).of_model).dim
     except ValueError:
         dim = None
-    sites = {name: site for name, site in random_sites(trace).items() if site["is_observed"]}
-    findings = {name: found for name, site in sites.items() if (found := _support(name, site, dim))}
-    if any(isinstance(bound, Tensor) for name in findings for bound in bounds_of(support_of(sites[name]["fn"]))):
-        others = [_model_trace(model, None, batch, seed) for seed in (1, 2)]
-        others += [] if guide is None else [_model_trace(model, guide, batch, 3)]
-        for other in map(random_sites, others):
-            for name in [name for name in findings if name in other]:
-                if not same(support_of(sites[name]["fn"]), support_of(other[name]["fn"])):
-                    del findings[name]
-    return list(findings.values())
+    return [_finding(sites[name], each, dim, start) for name, each in found.items()]
 
 
-def _support(name: str, site: Site, data_dim: int | None) -> Finding | None:
+def _model_trace(model: Any, guide: Any, batch: Batch, seed: int) -> poutine.Trace:
+    """The trace of the model on draws of the guide, or on its own without one."""
+    with running("model", batch), seeded(seed, batch[0].device), called_modules():
+        return trace_pair(model, guide, batch)[1]
+
+
+def _told_by_parts(site: Site, batch: Batch) -> Sequence[tuple[int, constraints.Constraint]] | None:
+    """The parts of a batch that a site observes, as they are or as views, and the support that holds them.
+
+    None where the values are computed, or their support is not one for all.
+    """
+    support, value = support_of(site["fn"], around=True), site["value"]
+    if entry(support) is constraints.real:
+        return []
+    if any(isinstance(bound, Tensor) for bound in bounds_of(support)) or isinstance(_unscored(site), RuntimeError):
+        return None
+    storage = value.untyped_storage().data_ptr()
+    parts = [
+        index
+        for index, part in enumerate(batch)
+        if part.untyped_storage().data_ptr() == storage and part.dtype == value.dtype
+    ]
+    is_by_entry = entry(support).event_dim == 0
+    if not parts or not (is_by_entry or all(batch[index].shape == value.shape for index in parts)):
+        return None
+    return [(index, entry(support) if is_by_entry else support) for index in parts]
+
+
+def _lies_inside(support: constraints.Constraint, part: Tensor) -> bool:
+    if support is constraints.boolean:
+        # Two counts, in place of a tensor of flags for each comparison.
+        return bool(torch.count_nonzero(part) == torch.count_nonzero(part == 1))
+    try:
+        return bool(support.check(part).all())
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+
+
+def _unscored(site: Site) -> Tensor | RuntimeError | None:
+    """Which events lie outside, or why none can be scored; None where all can, or where that cannot be told."""
     fn, value = site["fn"], site["value"]
     try:
         if not value.is_floating_point():
             fn.log_prob(value)
-    except RuntimeError:
-        return Finding(f"site '{name}'", f"cannot score values of dtype {value.dtype}", "convert them with .float()")
+    except RuntimeError as error:
+        return error
     try:
-        support = support_of(fn, around=True)
-        is_inside = inside(support, value) if isinstance(entry(support), Image) else fn.support.check(value)
+        found = outside(site)
     except (NotImplementedError, RuntimeError, ValueError):
         return None
-    if is_inside is None or bool(is_inside.all()):
-        return None
-    likelihood = type(base_of(fn)).__name__
+    return found if found is not None and bool(found.any()) else None
+
+
+def _finding(site: Site, bad: Tensor | RuntimeError, data_dim: int | None, start: int) -> Finding:
+    name, value = f"site '{site['name']}'", site["value"]
+    if isinstance(bad, RuntimeError):
+        return Finding(name, f"cannot score values of dtype {value.dtype}", "convert them with .float()")
+    likelihood = type(base_of(site["fn"])).__name__
     low, high = value.min().item(), value.max().item()
     grey = likelihood == "Bernoulli" and low >= 0 and high <= 1
     fix = (
@@ -87,7 +159,7 @@ def _support(name: str, site: Site, data_dim: int | None) -> Finding | None:
     )
     found = f"holds values outside the support of {likelihood}" + (" (grey pixels)" if grey else "")
     where = ""
-    if data_dim is not None and is_inside.dim() >= -data_dim:
-        rows = (~is_inside).movedim(data_dim, 0).reshape(is_inside.shape[data_dim], -1).any(1).nonzero()[:, 0].tolist()
-        where = f", at datum {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
-    return Finding(f"site '{name}'", f"{found}, range [{low:.4g}, {high:.4g}]{where}", fix)
+    if data_dim is not None and bad.dim() >= -data_dim:
+        rows = bad.movedim(data_dim, 0).reshape(bad.shape[data_dim], -1).any(1).nonzero()[:, 0].tolist()
+        where = f", at datum {start + rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+    return Finding(name, f"{found}, range [{low:.4g}, {high:.4g}]{where}", fix)

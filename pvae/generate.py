@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -125,7 +124,7 @@ def _by_datum(layout: Layout, site: Site, value: Tensor) -> Tensor:
 
 def _whole(x: Tensor | tuple[Tensor, ...]) -> Batches:
     """The data as one batch."""
-    return Batches(x, sys.maxsize)
+    return Batches(x, None)
 
 
 def _mean(site: Site) -> Tensor:

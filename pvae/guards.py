@@ -29,7 +29,7 @@ from pvae.supports import (
     unwrapped,
 )
 
-__all__ = ["Guard", "density_of", "guarding", "inside", "may_leave"]
+__all__ = ["Guard", "density_of", "guarding", "inside", "may_leave", "outside"]
 
 Site = Any
 
@@ -64,8 +64,22 @@ class Guard(Messenger):
         msg["scored"] = _moved_inside(support, msg["value"], ~is_inside)
         if self.replaces and not msg["is_observed"]:
             # What a mask leaves out weighs nothing, wherever it lies, and the model goes on with it.
-            counted = msg["outside"] if msg["mask"] is None else msg["outside"] & _as_mask(msg["mask"], msg["outside"])
-            msg["value"] = _moved_inside(support, msg["value"], counted)
+            msg["value"] = _moved_inside(support, msg["value"], _counted(msg, msg["outside"]))
+
+
+def outside(site: Site) -> Tensor | None:
+    """Which events of a site lie outside its support, and count by its masks; None where no check tells."""
+    support, value = support_of(site["fn"], around=site["is_observed"]), site["value"]
+    if entry(support) is constraints.real or isinstance(entry(support), Unreachable):
+        return None
+    is_inside = inside(support, value)
+    if is_inside is None:
+        is_inside = site["fn"].support.check(value)
+    return _counted(site, ~is_inside & _kept_by(site["fn"], ~is_inside))
+
+
+def _counted(site: Site, events: Tensor) -> Tensor:
+    return events if site["mask"] is None else events & _as_mask(site["mask"], events)
 
 
 def guarding(names: Collection[str], *, replaces: bool = True) -> AbstractContextManager[Any]:

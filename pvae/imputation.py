@@ -12,8 +12,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pvae.contexts import called_modules, evaluation, seeded
+from pvae.data.batch import as_batch
 from pvae.data.batches import Batches
 from pvae.data.missing import missing
+from pvae.data_support import require_support
 from pvae.estimators.chunks import rows_at_once
 from pvae.estimators.importance import require_density
 from pvae.estimators.psis import khat_threshold
@@ -109,16 +111,18 @@ def impute(
     check_num_samples(num_imputations, "num_imputations")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level!r}; try 0.9")
-    if not isinstance(data, tuple) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
+    if not isinstance(data, tuple) or len(data) < 2:
         raise ValueError(
             "data must be a tuple of tensors (x, observed); make it with pvae.data.missing(x) from x with nan"
         )
-    source = Batches((*missing(*data[:2]), *data[2:]), batch_size)
+    x, observed, *beside = as_batch(data, finite=False)
+    source = Batches((*missing(x, observed), *beside), batch_size)
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
+        require_support(model, source, guide)
         with seeded(seed, parameters.device), evaluation(parameters.modules), Progress(progress) as bar:
             imputer = _Imputer(model, guide, num_samples, num_imputations, level, site, source.example())
-            parts = [imputer(batch) for batch in bar.track(source.epoch(), "imputation", len(source))]
+            parts = [imputer(batch) for batch in bar.track(source.epoch(), "imputation", source.num_batches)]
     draws = torch.cat([part.pop("draws") for part in parts], 1)
     filled = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Imputation(draws=draws, num_samples=num_samples, level=level, **filled)

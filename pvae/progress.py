@@ -33,8 +33,8 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def task(self, description: str, total: int) -> TaskID | None:
-        """Open a bar of `total` ticks."""
+    def task(self, description: str, total: int | None) -> TaskID | None:
+        """Open a bar of `total` ticks, or of as many as come."""
         return None if self._bar is None else self._bar.add_task(description, total=total, note="")
 
     def advance(self, task: TaskID | None, ticks: int = 1, note: str | None = None) -> None:
@@ -46,7 +46,7 @@ class Progress:
         else:
             self._bar.update(task, advance=ticks, note=note)
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
         """Iterate under a bar."""
         task = self.task(description, total)
         for item in items:

@@ -16,6 +16,8 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from pvae.contexts import called_modules, running, seeded
+from pvae.data.batch import Batch as Batch
+from pvae.data.batch import as_batch as as_batch
 from pvae.store import private_store
 from pvae.supports import bounds_of, family_of, onto, same, shared, support_of
 
@@ -36,7 +38,6 @@ __all__ = [
     "subsampled_plate",
 ]
 
-Batch = tuple[Tensor, ...]
 Site = Any
 
 _NO_SITE = "no sample statement was found; write at least one `pyro.sample` in the data plate"
@@ -89,11 +90,6 @@ def moving_support(name: str, family: str) -> ValueError:
         f"site '{name}' ({family}) has a support that is not the same for all: it depends on another latent, on the "
         "data or on a plate; draw it on a fixed support and transform it in the model"
     )
-
-
-def as_batch(batch: Tensor | tuple[Tensor, ...]) -> Batch:
-    """A batch as the tuple of positional arguments that a pair takes."""
-    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def random_sites(trace: poutine.Trace) -> dict[str, Site]:

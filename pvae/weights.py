@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pvae.data_support import SupportWatch
 from pvae.layout import read_layout
 from pvae.pair_run import LogWeights
 from pvae.runs import Stochastic, run_pair
@@ -31,6 +32,7 @@ def log_weights(
     check_num_samples(num_samples)
     arguments = as_batch(batch)
     with private_store(model, guide):
+        SupportWatch(model, guide, arguments)(arguments)
         layout = read_layout(model, guide, arguments, num_samples)
         return run_pair(model, guide, arguments, num_samples, layout).log_weights()
 

@@ -67,12 +67,12 @@ DATA = {
     "scalar": (torch.tensor(1.0), ["empty", "()", "at least one datum"]),
     "nan": (with_value(torch.nan), ["1 values", "nan or inf", "datum 3", "drop or impute"]),
     "inf": (with_value(-torch.inf, 7), ["1 values", "nan or inf", "datum 7", "drop or impute"]),
-    "object": (np.array([[1, None]] * 3, dtype=object), ["dtype object", "expected numbers", "numeric dtype"]),
-    "text": (np.array([["a", "b"]] * 3), ["dtype <U1", "expected numbers", "numeric dtype"]),
-    "complex": (BITS + 0j, ["complex64", "expected real numbers", "convert"]),
-    "list": ([[0.0, 1.0]], ["must be a tensor", "got list", "torch.as_tensor"]),
-    "name": ("digits", ["must be a tensor", "got str"]),
-    "None": (None, ["must be a tensor", "got NoneType"]),
+    "object": (np.array([[1, None]] * 3, dtype=object), ["dtype object", "must be numbers", "numeric dtype"]),
+    "text": (np.array([["a", "b"]] * 3), ["dtype <U1", "must be numbers", "numeric dtype"]),
+    "complex": (BITS + 0j, ["complex64", "must be real numbers", "convert"]),
+    "list": ([[0.0, 1.0]], ["must be a tensor", "got [[0.0, 1.0]]", "torch.as_tensor"]),
+    "name": ("digits", ["must be a tensor", "got 'digits'", "pvae.data.load(path)"]),
+    "None": (None, ["must be a tensor", "got None"]),
 }
 
 TAKERS = {

@@ -384,7 +384,7 @@ def _batches(x, batch_size, joins):
     if joins:
         source.join_last()
     batches = list(source.epoch(shuffle=True))
-    assert len(batches) == len(source)
+    assert len(batches) == source.num_batches
     assert torch.equal(torch.cat([batch for (batch,) in batches]).sort(0).values, x.sort(0).values)
     return batches
 

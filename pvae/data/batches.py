@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pvae.contexts import seeded
+from pvae.data.batch import Batch, Given, as_batch, require_finite
 from pvae.data.dataset import DataSet
+from pvae.support.refusals import whole
 
 __all__ = ["Batches", "Data"]
 
-Data = Tensor | tuple[Tensor, ...] | DataSet | DataLoader[Any]
+Data = Given | DataSet | DataLoader[Any]
+
+# Entries to look at in one go: few enough to stay in a processor's cache.
+_AT_ONCE = 2**18
 
 
 class Batches:
     """One source of data as batches: tuples of tensors, dim 0 being the data.
 
     Args:
-        data: a tensor (N, ...), a tuple of tensors of equal N, a `DataSet` (of which `split` is taken),
+        data: a tensor or array of numpy (N, ...), a tuple of them of equal N, a `DataSet` (of which `split` is taken),
             or a `DataLoader`, which keeps its own batch size and order.
-        batch_size: data per batch; the last batch of an epoch is smaller if N asks for it, until `join_last`.
+        batch_size: data per batch, None for all; the last batch of an epoch is smaller if N asks for it, until
+            `join_last`.
         split: "train", "valid" or "test".
 
-    Raises: ValueError for data that are empty, not finite, of unequal length or not tensors.
+    Raises: ValueError for data that are empty, not finite, of unequal length or not numbers, and for a stream that
+    gives its data once only.
     """
 
-    def __init__(self, data: Data, batch_size: int, split: str = "train") -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}; try 100")
+    def __init__(self, data: Data, batch_size: int | None, split: str = "train") -> None:
+        self._size = sys.maxsize if batch_size is None else whole("batch_size", batch_size, usual=100)
         self._dataset = data if isinstance(data, DataSet) else None
         self._loader = data if isinstance(data, DataLoader) else None
         self._split = split
-        self._parts: tuple[Tensor, ...] = ()
-        self._size = batch_size
+        self._parts: Batch = ()
+        self._first: Batch | None = None
         self._joins_last = False
         self._device = torch.device("cpu")
         self.reseed(0)
         if self._dataset is not None:
             self._parts = _parts(self._dataset, split)
         elif self._loader is None:
-            parts = data if isinstance(data, tuple) else (data,)
-            self._parts = tuple(_checked(part) for part in parts)
-            lengths = {len(part) for part in self._parts}
-            if len(lengths) != 1:
-                raise ValueError(f"the parts of a batch hold {sorted(lengths)} data; give all the same length")
+            self._parts = tuple(part.detach() for part in as_batch(data))  # type: ignore[arg-type]
+        else:
+            _require_new_passes(self._loader)
 
-    def __len__(self) -> int:
-        """Batches in one epoch."""
-        return len(self._loader) if self._loader is not None else len(self._starts())
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in one epoch; None of a stream, which tells by its end alone."""
+        if self._loader is None:
+            return len(self._starts())
+        if isinstance(self._loader.dataset, IterableDataset):
+            return None
+        try:
+            return len(self._loader)
+        except TypeError:  # a sampler of the user's may have no length
+            return None
 
     @property
     def remainder(self) -> int:
@@ -70,11 +81,29 @@ class Batches:
         """Whether a function of the user's may run between batches."""
         return self._loader is not None
 
-    def example(self) -> tuple[Tensor, ...]:
+    def example(self) -> Batch:
         """The first batch, to look at the pair with; on the device, observed."""
-        # A DataLoader draws its order from torch's global generator, which a look must not change.
-        with seeded(0):
-            return next(self.epoch())
+        if self._first is None:
+            # A DataLoader draws its order from torch's global generator, which a look must not change.
+            with seeded(0):
+                first = next(self.epoch())
+            if self._loader is None:
+                return first
+            # Every pass of a stream may read files and start processes.
+            self._first = first
+        return tuple(part.to(self._device) for part in self._first)
+
+    def in_blocks(self) -> Iterator[tuple[int, Batch]]:
+        """All data as a model sees them, in blocks to look through, each with the number of its first datum.
+
+        Of data that are drawn binary, and of a `DataLoader`, it is the first batch alone.
+        """
+        if self._loader is not None or (self._dataset is not None and self._dataset.binarize == "dynamic"):
+            yield 0, self.example()
+            return
+        rows = max(self._size, _AT_ONCE // max(part[0].numel() for part in self._parts))
+        for start in range(0, len(self._parts[0]), rows):
+            yield start, tuple(part[start : start + rows] for part in self._parts)
 
     def to(self, device: torch.device | str) -> None:
         """Move the data (or, for a `DataLoader`, each batch as it comes) to `device`."""
@@ -87,7 +116,7 @@ class Batches:
         self._order = torch.Generator().manual_seed(seed)
         self._draws = torch.Generator(self._device).manual_seed(seed + 1)
 
-    def epoch(self, shuffle: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    def epoch(self, shuffle: bool = False) -> Iterator[Batch]:
         """Every datum once, in a fresh order if `shuffle`; grey data drawn binary if the data set says so."""
         if self._loader is not None:
             yield from self._streamed()
@@ -117,43 +146,28 @@ class Batches:
         starts = list(range(0, num_data, self._size))
         return starts[:-1] if self._joins_last and num_data % self._size and len(starts) > 1 else starts
 
-    def _streamed(self) -> Iterator[tuple[Tensor, ...]]:
+    def _streamed(self) -> Iterator[Batch]:
         assert self._loader is not None
-        empty = True
-        for batch in self._loader:
-            parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-            yield tuple(_checked(part).to(self._device, non_blocking=True) for part in parts)
-            empty = False
-        if empty:
-            raise ValueError("the DataLoader gave no batch; expected at least one datum")
+        count = 0
+        for given in self._loader:
+            batch = as_batch(tuple(given) if isinstance(given, list) else given, finite=False)
+            require_finite(batch, count)
+            count += len(batch[0])
+            yield tuple(part.detach().to(self._device, non_blocking=True) for part in batch)
+        if not count:
+            raise ValueError("the DataLoader gave no batch; expected at least one datum in every pass over it")
 
 
-def _parts(dataset: DataSet, split: str) -> tuple[Tensor, ...]:
+def _require_new_passes(loader: DataLoader[Any]) -> None:
+    """Raise ValueError for a stream that goes on where the last look at it stopped."""
+    if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
+        raise ValueError(
+            f"the stream {type(loader.dataset).__name__} must give its data anew at every pass, got one that goes on "
+            "where it stopped; let its __iter__ begin anew, as a generator function does"
+        )
+
+
+def _parts(dataset: DataSet, split: str) -> Batch:
     if split not in dataset.splits:
         raise ValueError(f"data set '{dataset.name}' has no {split} split, only {list(dataset.splits)}; give one")
     return dataset.parts(split)
-
-
-def _checked(part: Any) -> Tensor:
-    if isinstance(part, np.ndarray):
-        if part.dtype.kind not in "biuf":
-            raise ValueError(f"data of dtype {part.dtype}; expected numbers: build one array with a numeric dtype")
-        part = torch.as_tensor(part)
-    if not isinstance(part, Tensor):
-        raise ValueError(
-            f"data must be a tensor, a tuple of tensors, a DataSet or a DataLoader of tensors, "
-            f"got {type(part).__name__}; convert it with torch.as_tensor"
-        )
-    if part.is_complex() or part.is_quantized:
-        raise ValueError(f"data of dtype {part.dtype}; expected real numbers: convert them first")
-    if part.dim() == 0 or len(part) == 0:
-        raise ValueError(f"empty data: shape {tuple(part.shape)}; expected at least one datum along dim 0")
-    if part.is_floating_point():
-        bad = ~torch.isfinite(part)
-        if bad.any():
-            row = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"data hold {int(bad.sum())} values that are nan or inf, the first in datum {row}; drop or impute "
-                "them, or give (x, observed) = pvae.data.missing(x) to a model that takes both"
-            )
-    return part

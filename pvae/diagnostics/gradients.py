@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +111,7 @@ def gradient_variance(
     require_count("num_repeats", num_repeats, 2 * NUM_BLOCKS, 200)
     if not isinstance(objective, Objective):
         raise ValueError(f"objective must be one of pvae.objectives, such as ELBO(), got {objective!r}; build one")
-    source = Batches(batch, sys.maxsize)
+    source = Batches(batch, None)
     with private_store(model, guide):
         parameters = settle(model, guide, source, None)
         batch = source.example()

@@ -66,7 +66,7 @@ def looking(
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
-        require_support(model, source.example(), guide)
+        require_support(model, source, guide)
         source.reseed(seed)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
             yield parameters, source

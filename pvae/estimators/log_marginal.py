@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches, Data
-from pvae.data_support import require_support
+from pvae.data_support import SupportWatch, require_support
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.rounds import Rounds
@@ -25,6 +25,8 @@ from pvae.store import private_store
 __all__ = ["Estimator", "LogMarginal", "log_marginal"]
 
 _Drawn = tuple[Batch, Estimate]
+# The batches to expect of a stream, which does not tell.
+_FEW = 10
 
 
 class Estimator(Protocol):
@@ -147,7 +149,7 @@ def log_marginal(
     Args:
         model: any Pyro model within the contract of a pair.
         guide: its guide (`None` for estimators that need none).
-        data: a tensor, a tuple of tensors, a `DataSet` (its test split) or a `DataLoader`.
+        data: a tensor or array of numpy, a tuple of them, a `DataSet` (its test split) or a `DataLoader`.
         estimator: by default `ImportanceSampling(1000)`.
         batch_size: data at once; a `DataLoader` keeps its own.
         target_se: go on drawing, in rounds that double, until the Monte-Carlo error of each datum is at most this many
@@ -171,8 +173,8 @@ def log_marginal(
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
-        require_support(model, source.example(), guide)
-        if source.remainder and len(source) > 1:
+        watch = require_support(model, source, guide)
+        if source.remainder and source.num_batches != 1:
             # What fails on the last batch alone is not to fail after all the others.
             find_parameters(model, guide, tuple(part[: source.remainder] for part in source.example()))
         source.reseed(seed)
@@ -182,14 +184,14 @@ def log_marginal(
             Progress(progress) as bar,
         ):
 
-            def draw(with_: Estimator, batches: Iterable[Batch], count: int, what: str) -> Iterator[_Drawn]:
-                estimate = with_.start(model, guide, parameters, count)
+            def draw(with_: Estimator, batches: Iterable[Batch], count: int | None, what: str) -> Iterator[_Drawn]:
+                estimate = with_.start(model, guide, parameters, _FEW if count is None else count)
                 for batch in bar.track(batches, what, count):
                     with in_one_line(batch):
                         found = estimate(batch)
                     yield batch, found
 
-            first = draw(estimator, source.epoch(), len(source), "log p(x)")
+            first = draw(estimator, _watched(source, watch), source.num_batches, "log p(x)")
             found = joined([each for _, each in first]) if rounds is None else rounds.run(first, draw, batch_size)
     return LogMarginal(
         values=found.values,
@@ -203,3 +205,13 @@ def log_marginal(
         samples=torch.full(found.values.shape, estimator.num_samples) if rounds is None else rounds.samples,
         unfinished=None if rounds is None else rounds.unfinished,
     )
+
+
+def _watched(source: Batches, watch: SupportWatch) -> Iterator[Batch]:
+    """One epoch; of a stream each batch is looked at as it comes."""
+    start = 0
+    for batch in source.epoch():
+        if source.runs_user_code:
+            watch(batch, start)
+            start += len(batch[0])
+        yield batch

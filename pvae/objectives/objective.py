@@ -73,7 +73,7 @@ class Objective(pyro.infer.ELBO):
 
         Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one.
         """
-        return self._evaluate(model, guide, as_batch(batch), kl_weight)[1]
+        return self._evaluate(model, guide, as_batch(batch, finite=False), kl_weight)[1]
 
     def bound_and_report(
         self, model: Any, guide: Any, batch: tuple[Tensor, ...], kl_weight: float | Tensor

@@ -101,7 +101,7 @@ class BetaTCVAE(Objective):
         Raises: ValueError as the objective itself does.
         """
         with private_store(model, guide):
-            return self._terms(self._run(model, guide, as_batch(batch)))
+            return self._terms(self._run(model, guide, as_batch(batch, finite=False)))
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E log p(x | z) - kl_weight * (alpha, beta, gamma) . (the three terms), (B,)."""

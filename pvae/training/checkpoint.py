@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ def save(
         recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
         record: anything else to keep in config.json (data, objective, results).
     """
-    batch = Batches(example_batch, sys.maxsize).example()
+    batch = Batches(example_batch, None).example()
     with private_store(model, guide):
         parameters = find_parameters(model, guide, batch)
     write_run(Path(path), parameters, batch, recipe, record)

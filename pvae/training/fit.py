@@ -20,6 +20,7 @@ from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
+from pvae.data_support import require_support
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
@@ -27,6 +28,7 @@ from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
 from pvae.training.checkpoint import write_run
 from pvae.training.last_batch import settle_last_batches
+from pvae.training.length import Length
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
@@ -115,8 +117,8 @@ def fit(
     Args:
         model: any Pyro model within the contract of a pair.
         guide: its guide; None draws latents from the model's own prior, as objectives without a guide do.
-        data: a tensor, a tuple of tensors, a `DataSet` (its train split, and its valid split if there is one) or
-            a `DataLoader`.
+        data: a tensor or array of numpy, a tuple of them, a `DataSet` (its train split, and its valid split if there is
+            one) or a `DataLoader`, of an `IterableDataset`, too: an epoch is then one pass over it.
         objective: one of `pvae.objectives`, or one of Pyro's own; by default `ELBO()`.
         epochs: passes over the data; give this or `steps`.
         steps: training steps.
@@ -189,19 +191,25 @@ def fit(
                 f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'"
             )
         require(model, guide, source.example(), objective)
+        watch = require_support(model, source, guide)
+        if valid is not None:
+            try:
+                require_support(model, valid, guide)
+            except ValueError as error:
+                raise ValueError(f"the validation split: {error}") from error
         trained = parameters
         for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
             trained = trained.joined_by(name, module.to(parameters.device))
         frozen = frozen_modules(trained) if train == "guide" else ()
         settle_last_batches(model, guide, objective, trained, frozen, source, valid)
-        total = steps if steps is not None else (epochs or 0) * len(source)
-        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, total)
+        length = Length(epochs, steps, source.num_batches)
+        loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, length)
         loop.require_information(source.example())
         loop.prepare(optimizer, lr, schedule, ema)
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
-            history, best_epoch = loop.run(source, valid, early_stopping, callbacks, bar)
+            history, best_epoch = loop.run(source, valid, watch, early_stopping, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         bare = bare_parameters()
         if folder:

@@ -19,12 +19,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pvae.aggregate import information
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
+from pvae.data_support import SupportWatch
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
 from pvae.training.average import WeightAverage
 from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
+from pvae.training.length import Length
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine
 from pvae.training.step import Step, TracedStep, eager_step, summed_bound
@@ -52,10 +54,10 @@ class Loop:
         turns: Turns,
         train: Literal["both", "guide"],
         kl_schedule: Callable[[int], float] | None,
-        total: int,
+        length: Length,
     ) -> None:
         self.model, self.guide, self.objective, self.parameters = model, guide, objective, parameters
-        self.turns, self.kl_schedule, self.total = deepcopy(turns), kl_schedule, total
+        self.turns, self.kl_schedule, self.length = deepcopy(turns), kl_schedule, length
         own: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, leaf in parameters.leaves.items():
             own[name in parameters.guide_only].append(leaf)
@@ -88,7 +90,7 @@ class Loop:
         eager = eager_step(self.objective, self.model, self.guide, leaves, clip_norm)
         if step_mode == "eager" or not isinstance(self.objective, Objective):
             return eager
-        return TracedStep(eager, self.parameters, step_mode, lambda: self.total - self.step_count)
+        return TracedStep(eager, self.parameters, step_mode, lambda: self.length.left(self.step_count))
 
     def prepare(
         self,
@@ -106,7 +108,7 @@ class Loop:
                 f"optimizer must make a torch optimizer from parameters, got {type(self.optimizer).__name__}; "
                 "give for example lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
             )
-        make_scheduler = cosine(self.total) if schedule == "cosine" else schedule
+        make_scheduler = cosine(self.length.known("schedule='cosine'")) if schedule == "cosine" else schedule
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
         self.update = Update(self.optimizer)
         self.average = WeightAverage(self.leaves, ema) if ema is not None else None
@@ -128,6 +130,7 @@ class Loop:
         self,
         source: Batches,
         valid: Batches | None,
+        watch: SupportWatch,
         patience: int | None,
         callbacks: Sequence[Callable[[Record], object]],
         bar: Progress,
@@ -135,15 +138,17 @@ class Loop:
         """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         self._streams = source.runs_user_code
+        self._watch = watch
         best, best_epoch, best_state = -torch.inf, 0, None
-        task = bar.task("training", self.total)
+        task = bar.task("training", self.length.total)
         started = time.perf_counter()
-        while self.step_count < self.total:
+        while not self.length.is_reached(len(history), self.step_count):
             train_bound = self._epoch(source, lambda: bar.advance(task))
             self.turns.end_epoch(self._mutual_information)
             valid_bound = self._validate(valid) if valid is not None else None
             seconds = time.perf_counter() - started
             epoch = len(history) + 1
+            self.length.end_epoch(epoch, self.step_count)
             history.append(
                 {
                     "epoch": epoch,
@@ -177,9 +182,13 @@ class Loop:
         first = self.step_count
         look_always = self.looks_always or source.runs_user_code
         self._seen = []
+        num_seen = 0
         for batch in source.epoch(shuffle=True):
-            if self.step_count == self.total:
+            if self.step_count == self.length.steps:
                 break
+            if self._streams:
+                self._watch(batch, num_seen)
+                num_seen += len(batch[0])
             if len(self._seen) * len(batch[0]) < _DATA_TO_MEASURE:
                 self._seen.append(batch)
             self._train_step(batch, look=look_always or self.step_count == first)
