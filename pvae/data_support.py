@@ -27,7 +27,7 @@ from pvae.guards import outside
 from pvae.layout import SecondLook
 from pvae.runs import trace_pair
 from pvae.sites import Site, base_of, data_plate, random_sites
-from pvae.supports import bounds_of, entry, same, support_of
+from pvae.supports import bounds_of, ends, entry, same, support_of
 
 __all__ = ["SupportWatch", "outside_support", "require_support"]
 
@@ -113,7 +113,8 @@ def _told_by_parts(site: Site, batch: Batch) -> Sequence[tuple[int, constraints.
         for index, part in enumerate(batch)
         if part.untyped_storage().data_ptr() == storage and part.dtype == value.dtype
     ]
-    is_by_entry = entry(support).event_dim == 0
+    # Another constraint may be one of the entry's place, such as of the columns of a table.
+    is_by_entry = ends(support) is not None
     if not parts or not (is_by_entry or all(batch[index].shape == value.shape for index in parts)):
         return None
     return [(index, entry(support) if is_by_entry else support) for index in parts]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import pvae
 from pvae.data.batch import as_batch
 from pvae.estimators import ImportanceSampling
-from pvae.models.likelihoods import Gaussian, NegativeBinomial
+from pvae.models.likelihoods import Gaussian
 from pvae.nets import MLP
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -188,17 +188,30 @@ def test_what_a_stream_does_not_tell_is_asked_for():
 
 
 def likelihoods():
-    """Likelihood, good data, and one value that it cannot score."""
+    """Likelihood, good data, and one value that it cannot score in column 3."""
     generator = torch.Generator().manual_seed(0)
-    bits = (torch.rand(60, 6, generator=generator) < 0.5).float()
     unit = torch.rand(60, 6, generator=generator) * 0.8 + 0.1
+    bits, counts, grid = unit.round(), torch.poisson(unit * 9, generator=generator), (unit * 255).round() / 255
     make = pvae.models.likelihoods
+    table = torch.cat([unit, counts[:, :2], bits[:, :1], torch.floor(unit[:, :1] * 3)], 1)[:, 4:]
     return {
         "Bernoulli": (make.Bernoulli(), bits, 0.5),
-        "ContinuousBernoulli": (make.ContinuousBernoulli(), unit, 1.5),
-        "NegativeBinomial": (NegativeBinomial(), torch.poisson(unit * 9, generator=generator), 2.5),
+        "Beta": (make.Beta(), unit, 1.0),
         "Categorical": (make.Categorical(7), torch.floor(unit * 7), 7.0),
+        "Columns": (make.Columns(("real", "real", "count", "count", "binary", ("categorical", 3))), table, 2.5),
+        "ContinuousBernoulli": (make.ContinuousBernoulli(), unit, 1.5),
+        "DiscretizedLogistic": (make.DiscretizedLogistic(), grid, 0.5),
+        "DiscretizedLogisticMixture": (make.DiscretizedLogisticMixture(), grid, 0.5),
+        "Multinomial": (make.Multinomial(), counts, 2.5),
+        "NegativeBinomial": (make.NegativeBinomial(), counts, 2.5),
+        "Poisson": (make.Poisson(), counts, -1.0),
+        "ZeroInflatedNegativeBinomial": (make.ZeroInflatedNegativeBinomial(), counts, 2.5),
     }
+
+
+def test_every_likelihood_with_a_support_is_in_the_table():
+    named = {name for name in dir(pvae.models.likelihoods) if name[0].isupper()}
+    assert named == likelihoods().keys() | {"Gaussian", "StudentT"}  # these take any number
 
 
 def placed(x, row, value):
