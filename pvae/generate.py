@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
+from pvae.entry import entry
 from pvae.layout import look, read_layout
 from pvae.params import settle
 from pvae.places import Layout, place_of
@@ -23,6 +24,7 @@ from pvae.weights import check_num_samples
 __all__ = ["encode", "reconstruct", "sample"]
 
 
+@entry
 def sample(
     model: Any,
     num: int,
@@ -66,6 +68,7 @@ def sample(
     }
 
 
+@entry
 def reconstruct(
     model: Any, guide: Any, x: Tensor | tuple[Tensor, ...], *, mean: bool = True, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -88,6 +91,7 @@ def reconstruct(
             }
 
 
+@entry
 def encode(
     guide: Any, x: Tensor | tuple[Tensor, ...], *, num_samples: int | None = None, seed: int = 0
 ) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pvae.contexts import called_modules, evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.data.missing import missing
+from pvae.entry import entry
 from pvae.estimators.chunks import rows_at_once
 from pvae.estimators.importance import require_density
 from pvae.estimators.psis import khat_threshold
@@ -67,6 +68,7 @@ class Imputation:
         return khat_threshold(self.num_samples)
 
 
+@entry
 def impute(
     model: Any,
     guide: Any,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.pair_run import LogWeights
 from pvae.runs import Stochastic, run_pair
@@ -17,6 +18,7 @@ from pvae.store import private_store
 __all__ = ["LogWeights", "check_num_samples", "log_weights"]
 
 
+@entry
 def log_weights(
     model: Stochastic, guide: Stochastic | None, batch: Tensor | tuple[Tensor, ...], num_samples: int
 ) -> LogWeights:
