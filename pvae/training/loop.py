@@ -144,8 +144,8 @@ class Loop:
             valid_bound = self._validate(valid) if valid is not None else None
             if valid_bound is not None and not valid_bound < math.inf:
                 raise FloatingPointError(
-                    f"epoch {epoch}: the validation bound is {valid_bound}, the training bound {train_bound:.4g}; look at "
-                    f"the validation data, and at layers in evaluation mode. The weights of epoch {epoch} are kept"
+                    f"epoch {epoch}: the validation bound is {valid_bound}, the training bound {train_bound:.4g}; look "
+                    f"at the validation data, and at layers in evaluation mode. The weights of epoch {epoch} are kept"
                 )
             seconds = time.perf_counter() - started
             history.append(
