@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pvae.contexts import called_modules, failure, seeded
 from pvae.data_support import outside_support
+from pvae.entry import entry
 from pvae.findings import Finding
 from pvae.graphs import trace as tracing
 from pvae.guards import Guard
@@ -40,6 +41,7 @@ from pvae.verdicts import forget
 __all__ = ["Finding", "check", "require"]
 
 
+@entry
 def check(
     model: Any, guide: Any, batch: Tensor | tuple[Tensor, ...], objective: pyro.infer.ELBO | None = None
 ) -> list[Finding]:
@@ -52,7 +54,7 @@ def check(
     Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
     arguments = as_batch(batch)
-    with private_store(model, guide, look=True):
+    with private_store(model, guide, look=True), torch.enable_grad():
         findings = _findings(model, guide, arguments, objective)
         if not any(finding.level == "error" for finding in findings):
             findings += _weighing(model, guide, arguments)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.entry import entry
 from pvae.estimators.log_marginal import LogMarginal
 
 __all__ = ["Comparison", "compare", "require_same_record"]
@@ -131,6 +132,7 @@ class Comparison:
         }
 
 
+@entry
 def compare(a: LogMarginal, b: LogMarginal) -> Comparison:
     """The paired difference of two estimates of log p(x) on the same data, in nats, positive where `a` is better.
 

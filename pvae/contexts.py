@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pvae.entry import alone
 
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
@@ -67,9 +70,10 @@ def called_modules() -> Iterator[list[nn.Module]]:
     modules: dict[int, tuple[nn.Module, bool]] = {}
     called: list[nn.Module] = []
     noted: set[int] = set()
+    thread = threading.get_ident()
 
     def note(module: nn.Module, _: Any) -> None:
-        if id(module) in noted:
+        if id(module) in noted or threading.get_ident() != thread:
             return
         # The parts of a scripted module run where no hook sees them.
         own = module.modules() if isinstance(module, torch.jit.ScriptModule) else (module,)
@@ -80,15 +84,16 @@ def called_modules() -> Iterator[list[nn.Module]]:
         for part in parts:
             part.training = False
 
-    hook = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        with uncompiled():
-            yield called
-    finally:
-        hook.remove()
-        # A compiled module has its flag from the module inside, which may have been switched before it was noted.
-        for module, training in reversed(modules.values()):
-            module.training = training
+    with alone():
+        hook = nn.modules.module.register_module_forward_pre_hook(note)
+        try:
+            with uncompiled():
+                yield called
+        finally:
+            hook.remove()
+            # A compiled module has its flag from the module inside, which may have been switched before it was noted.
+            for module, training in reversed(modules.values()):
+                module.training = training
 
 
 @contextmanager
@@ -125,16 +130,21 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Draw from `seed` inside; the generators of torch, numpy and Python are as before afterwards."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
+    with alone(), _put_back_generators(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+        yield
+
+
+@contextmanager
+def _put_back_generators() -> Iterator[None]:
+    before = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
+from pvae.entry import entry
 from pvae.layout import look, read_layout
 from pvae.params import settle
 from pvae.places import Layout, place_of
@@ -22,6 +23,7 @@ from pvae.weights import check_num_samples
 __all__ = ["encode", "reconstruct", "sample"]
 
 
+@entry
 def sample(
     model: Any,
     num: int,
@@ -65,6 +67,7 @@ def sample(
     }
 
 
+@entry
 def reconstruct(
     model: Any, guide: Any, x: Tensor | tuple[Tensor, ...], *, mean: bool = True, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -87,6 +90,7 @@ def reconstruct(
             }
 
 
+@entry
 def encode(
     guide: Any, x: Tensor | tuple[Tensor, ...], *, num_samples: int | None = None, seed: int = 0
 ) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pvae.data.batch import as_batch
 from pvae.data.batches import Batches
 from pvae.data.missing import missing
 from pvae.data_support import require_support
+from pvae.entry import entry
 from pvae.estimators.chunks import rows_at_once
 from pvae.estimators.importance import require_density
 from pvae.estimators.psis import khat_threshold
@@ -69,6 +70,7 @@ class Imputation:
         return khat_threshold(self.num_samples)
 
 
+@entry
 def impute(
     model: Any,
     guide: Any,

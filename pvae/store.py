@@ -21,7 +21,9 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from pvae.entry import inside
 from pvae.owners import Link, Owners, package_of, within
+from pvae.support.refusals import shown
 
 __all__ = ["Bare", "bare_parameters", "owner_of", "private_store", "remembered"]
 
@@ -42,6 +44,8 @@ _BETWEEN = frozenset({"contextlib", "pvae", "torch"})
 def private_store(*functions: Stochastic | None, keep: bool = False, look: bool = False) -> Iterator[None]:
     """Run pair functions in a param store of their own; Pyro's global one is as before afterwards.
 
+    One thread at a time: others wait until it is left.
+
     Bare `pyro.param` values start from what pvae last trained for whoever states them, else from the user's
     store, else from their own initial value. With `keep`, what they end at is remembered.
 
@@ -54,33 +58,34 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
     for function in functions:
         if function is not None and (isinstance(function, type) or not callable(function)):
             raise ValueError(
-                f"expected a Pyro function or a built module, got {function!r}; build it first, "
+                f"expected a Pyro function or a built module, got {shown(function)}; build it first, "
                 "for example pvae.models.VAE(x_shape, latent_dim)"
             )
-    store = pyro.get_param_store()
-    around, kind = vars(store).get("stay"), type(store)
-    outer = store.get_state()
-    bare = _bare(outer)
-    if keep:  # training moves its leaves in place, and the user's are not ours to move
-        bare = {name: (_own(leaf), rule) for name, (leaf, rule) in bare.items()}
-    inner = {
-        "params": {name: leaf for name, (leaf, _) in bare.items()},
-        "constraints": {name: constraint for name, (_, constraint) in bare.items()},
-    }
-    given = [function for function in functions if function is not None]
-    stay = _Stay(given, keep, look, around, [*outer["params"].values()])
-    with store.scope(inner):  # type: ignore[arg-type]
-        store.__class__, store.stay = _PrivateStore, stay  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            store.__class__ = kind
-            if around is None:
-                del store.stay  # type: ignore[attr-defined]
-            else:
-                store.stay = around  # type: ignore[attr-defined]
-            if keep:
-                stay.remember(_bare(store.get_state()))
+    with inside():
+        store = pyro.get_param_store()
+        around, kind = vars(store).get("stay"), type(store)
+        outer = store.get_state()
+        bare = _bare(outer)
+        if keep:  # training moves its leaves in place, and the user's are not ours to move
+            bare = {name: (_own(leaf), rule) for name, (leaf, rule) in bare.items()}
+        inner = {
+            "params": {name: leaf for name, (leaf, _) in bare.items()},
+            "constraints": {name: constraint for name, (_, constraint) in bare.items()},
+        }
+        given = [function for function in functions if function is not None]
+        stay = _Stay(given, keep, look, around, [*outer["params"].values()])
+        with store.scope(inner):  # type: ignore[arg-type]
+            store.__class__, store.stay = _PrivateStore, stay  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                store.__class__ = kind
+                if around is None:
+                    del store.stay  # type: ignore[attr-defined]
+                else:
+                    store.stay = around  # type: ignore[attr-defined]
+                if keep:
+                    stay.remember(_bare(store.get_state()))
 
 
 class _PrivateStore(ParamStoreDict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pvae.data_support import SupportWatch
+from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.pair_run import LogWeights
 from pvae.runs import Stochastic, run_pair
@@ -18,6 +19,7 @@ from pvae.store import private_store
 __all__ = ["LogWeights", "check_num_samples", "log_weights"]
 
 
+@entry
 def log_weights(
     model: Stochastic, guide: Stochastic | None, batch: Tensor | tuple[Tensor, ...], num_samples: int
 ) -> LogWeights:

@@ -176,7 +176,7 @@ CASES = {
     "lr": (lambda: fit(lr=-1e-3), ["lr must be positive", "got -0.001", "try 1e-3"]),
     "lr that is no number": (lambda: fit(lr=torch.nan), ["lr must be positive", "got nan"]),
     "clip_norm": (lambda: fit(clip_norm=0), ["clip_norm must be positive", "got 0", "try 10"]),
-    "ema": (lambda: fit(ema=1.0), ["ema must lie between 0 and 1", "got 1.0", "try 0.999"]),
+    "ema": (lambda: fit(ema=1.0), ["ema must be a finite number above 0 and below 1", "got 1.0", "try 0.999"]),
     "inference_steps": (lambda: fit(inference_steps=0), ["inference_steps", "at least 1", "got 0"]),
     "early_stopping": (lambda: fit(SPLIT, early_stopping=0), ["early_stopping", "at least 1", "got 0"]),
     "early_stopping of what": (lambda: fit(early_stopping=2), ["needs a validation split", "DataSet(name, train=..."]),

@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from pvae.diagnostics.setting import require_count
+from pvae.entry import entry
 from pvae.generate import encode
 
 __all__ = ["active_dimensions"]
 
 
+@entry
 def active_dimensions(
     guide: Any, x: Tensor | tuple[Tensor, ...], *, threshold: float = 0.5, num_samples: int = 10, seed: int = 0
 ) -> dict[str, Tensor]:

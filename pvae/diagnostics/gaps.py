@@ -14,6 +14,7 @@ from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Data
 from pvae.diagnostics.local import free_guide, optimise
 from pvae.diagnostics.setting import PerDatum, looking, require_count, rows_at_once
+from pvae.entry import entry
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.log_marginal import Estimator, log_marginal
 from pvae.layout import read_layout
@@ -98,6 +99,7 @@ class InferenceGap:
         )
 
 
+@entry
 def inference_gap(
     model: Any,
     guide: Any,

@@ -14,6 +14,7 @@ from pvae.contexts import seeded
 from pvae.data.batches import Batches
 from pvae.diagnostics.moments import NUM_BLOCKS, GradientStatistics, Moments, statistics
 from pvae.diagnostics.setting import require_count
+from pvae.entry import entry
 from pvae.graphs.replay import Replay
 from pvae.graphs.trace import unchanged_buffers
 from pvae.objectives.objective import Objective
@@ -78,6 +79,7 @@ class GradientVariance:
         return "\n".join(lines)
 
 
+@entry
 def gradient_variance(
     objective: Objective,
     model: Any,
@@ -112,7 +114,7 @@ def gradient_variance(
     if not isinstance(objective, Objective):
         raise ValueError(f"objective must be one of pvae.objectives, such as ELBO(), got {objective!r}; build one")
     source = Batches(batch, None)
-    with private_store(model, guide):
+    with private_store(model, guide), torch.enable_grad():
         parameters = settle(model, guide, source, None)
         batch = source.example()
         for each in (objective, reference):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.entry import entry
 from pvae.estimators.log_marginal import LogMarginal
 
 __all__ = ["KhatMap", "khat_map"]
@@ -67,6 +68,7 @@ class KhatMap:
         return "\n".join(lines)
 
 
+@entry
 def khat_map(result: LogMarginal, worst: int = 10) -> KhatMap:
     """List the data whose importance weights have the heaviest tails.
 

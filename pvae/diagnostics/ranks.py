@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvae.data.batches import Batches, Data
 from pvae.diagnostics.setting import looking, require_count, rows_at_once, take
+from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.places import Layout
 from pvae.runs import run_pair
@@ -105,6 +106,7 @@ class Calibration:
         return "\n".join([*lines, f"{'standard error':<16} {errors}"])
 
 
+@entry
 def calibration(
     model: Any,
     guide: Any,

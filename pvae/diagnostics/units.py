@@ -13,6 +13,7 @@ from pvae.aggregate import log_aggregate_posterior, refuse_points
 from pvae.data.batches import Data
 from pvae.diagnostics.factors import site_kl, site_mean
 from pvae.diagnostics.setting import PerDatum, looking, require_count, take
+from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.pair_run import PairRun
 from pvae.runs import run_pair
@@ -126,6 +127,7 @@ class Collapse:
         return "\n".join(lines)
 
 
+@entry
 def collapse(
     model: Any,
     guide: Any,

@@ -13,6 +13,7 @@ from torch import Tensor
 from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data_support import SupportWatch, require_support
+from pvae.entry import entry
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.psis import khat_threshold
 from pvae.estimators.rounds import Rounds
@@ -131,6 +132,7 @@ class LogMarginal:
         } | upper
 
 
+@entry
 def log_marginal(
     model: Any,
     guide: Any,

@@ -9,6 +9,7 @@ import torch
 
 from pvae import truth
 from pvae.contexts import seeded
+from pvae.entry import entry
 from pvae.params import as_device
 from pvae.progress import Progress
 from pvae.selfcheck import of_batches, of_bounds, of_estimators, of_gradients, of_simulations
@@ -22,6 +23,7 @@ _LEAST_SAMPLES = 1000
 _PARTS = (of_estimators, of_simulations, of_bounds, of_gradients, of_batches)
 
 
+@entry
 def run(
     device: torch.device | str | None = None,
     seed: int = 0,

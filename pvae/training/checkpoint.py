@@ -17,15 +17,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pvae.data.batches import Batches
+from pvae.entry import entry
 from pvae.params import Parameters, as_device, find_parameters, home
 from pvae.store import private_store
 from pvae.training.metrics import plain
+from pvae.training.soundness import require_sound
 
 __all__ = ["amend_config", "load", "read_config", "save", "write_run"]
 
 _CONFIG, _WEIGHTS, _FORMAT = "config.json", "checkpoint.safetensors", 1
 
 
+@entry
 def save(
     path: str | Path,
     model: Any,
@@ -59,6 +62,8 @@ def write_run(
     record: Mapping[str, Any] | None,
 ) -> None:
     """Write parameters that are already found; see `save`."""
+    fix = "nothing was written; build the pair anew, or load a run that is sound"
+    require_sound(parameters, parameters.state(), "parameter", fix)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.cpu().clone().contiguous() for name, tensor in parameters.state().items()}
     example = [{"shape": list(part.shape[1:]), "dtype": str(part.dtype).removeprefix("torch.")} for part in batch]
@@ -92,6 +97,7 @@ def amend_config(path: str | Path, **entries: Any) -> None:
     _write(Path(path) / _CONFIG, (json.dumps(plain(config), indent=2) + "\n").encode())
 
 
+@entry
 def load(
     path: str | Path, model: Any = None, guide: Any = None, *, device: torch.device | str = "cpu"
 ) -> tuple[Any, Any]:
@@ -114,7 +120,8 @@ def load(
         raise ValueError(f"{path} holds a pair of your own; build it as before and call load(path, model, guide)")
     try:
         batch = tuple(
-            torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"])) for part in config["example_batch"]
+            torch.zeros(2, *part["shape"], dtype=getattr(torch, part["dtype"]), device="cpu")
+            for part in config["example_batch"]
         )
         if incomplete:
             # Recipes know the built-in models and guides, which the engine below them must not.
@@ -130,6 +137,8 @@ def load(
     batch = tuple(part.to(home(model, guide)) for part in batch)
     with private_store(model, guide, keep=True), pyro.validation_enabled(False):
         parameters = find_parameters(model, guide, batch)
+        fix = "the run that wrote it broke: train it anew, or load another"
+        require_sound(parameters, state, f"{Path(path) / _WEIGHTS}: saved weight", fix)
         parameters.load(state)
         parameters.to(device)
     return model, guide

@@ -21,6 +21,7 @@ from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import nearest
 from pvae.data_support import require_support
+from pvae.entry import alone, entry
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
@@ -76,13 +77,15 @@ class FitResult:
 
         What Pyro then trains further is what pvae evaluates, as with modules. A later `fit` leaves the store as it is.
         """
-        store = pyro.get_param_store()
-        for name, (leaf, constraint) in self.bare.items():
-            if name in store:
-                del store[name]
-            store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
+        with alone():
+            store = pyro.get_param_store()
+            for name, (leaf, constraint) in self.bare.items():
+                if name in store:
+                    del store[name]
+                store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
 
 
+@entry
 def fit(
     model: Any,
     guide: Any,
@@ -178,7 +181,7 @@ def fit(
         raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
     folder = _new_run(out)
 
-    with private_store(model, guide, keep=True), Progress(progress) as bar:
+    with private_store(model, guide, keep=True), torch.enable_grad(), Progress(progress) as bar:
         parameters = settle(model, guide, source, device)
         if not parameters.leaves:
             held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
@@ -229,7 +232,7 @@ def fit(
         model=model,
         guide=guide,
         history=history,
-        losses=torch.tensor(loop.ledger.losses, dtype=torch.float64),
+        losses=torch.tensor(loop.ledger.losses, dtype=torch.float64, device="cpu"),
         best_epoch=best_epoch,
         parameters=values,
         step_mode=loop.step.mode,

@@ -29,9 +29,10 @@ from pvae.training.ledger import Ledger
 from pvae.training.length import Length
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine
+from pvae.training.soundness import Watch
 from pvae.training.step import Step, TracedStep, eager_step, summed_bound
 from pvae.training.turns import Turn, Turns
-from pvae.training.update import Update
+from pvae.training.update import Update, require_optimizer
 
 __all__ = ["Loop", "Record", "StepMode"]
 
@@ -103,15 +104,12 @@ class Loop:
         fused = all(leaf.is_floating_point() for leaf in self.leaves)
         make = optimizer or (lambda leaves: torch.optim.Adam(leaves, lr=lr, fused=fused))
         self.optimizer = make(self.leaves)
-        if not isinstance(self.optimizer, Optimizer):
-            raise ValueError(
-                f"optimizer must make a torch optimizer from parameters, got {type(self.optimizer).__name__}; "
-                "give for example lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
-            )
+        require_optimizer(self.optimizer, self.leaves)
         make_scheduler = cosine(self.length.known("schedule='cosine'")) if schedule == "cosine" else schedule
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
         self.update = Update(self.optimizer)
         self.average = WeightAverage(self.leaves, ema) if ema is not None else None
+        self.watch = Watch(self.parameters)
         # Only a function of the user's that runs between steps can change what the pair reads.
         self.looks_always = any(map(callable, (optimizer, schedule, self.kl_schedule)))
 
@@ -138,16 +136,22 @@ class Loop:
         """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         self._streams = source.runs_user_code
-        self._watch = watch
+        self._require_support = watch
         best, best_epoch, best_state = -torch.inf, 0, None
         task = bar.task("training", self.length.total)
         started = time.perf_counter()
         while not self.length.is_reached(len(history), self.step_count):
+            epoch = len(history) + 1
             train_bound = self._epoch(source, lambda: bar.advance(task))
+            self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", best_epoch, best_state)
             self.turns.end_epoch(self._mutual_information)
             valid_bound = self._validate(valid) if valid is not None else None
+            if valid_bound is not None and not valid_bound < math.inf:
+                raise FloatingPointError(
+                    f"epoch {epoch}: the validation bound is {valid_bound}, the training bound {train_bound:.4g}; look "
+                    f"at the validation data, and at layers in evaluation mode. The weights of epoch {epoch} are kept"
+                )
             seconds = time.perf_counter() - started
-            epoch = len(history) + 1
             self.length.end_epoch(epoch, self.step_count)
             history.append(
                 {
@@ -164,6 +168,8 @@ class Loop:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(-(train_bound if valid_bound is None else valid_bound))
             stop = [callback(history[-1]) is True for callback in callbacks]
+            if callbacks:
+                self.watch.require(epoch, self.step_count, "callbacks; mend what they write", best_epoch, best_state)
             if patience is not None and valid_bound is not None:
                 if valid_bound > best:
                     best, best_epoch = valid_bound, epoch
@@ -176,6 +182,7 @@ class Loop:
             self.parameters.load(best_state)
         elif self.average is not None:
             self.average.adopt()
+            self.watch.require(len(history), self.step_count, "moving average; leave ema out")
         return history, best_epoch or len(history)
 
     def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
@@ -187,7 +194,7 @@ class Loop:
             if self.step_count == self.length.steps:
                 break
             if self._streams:
-                self._watch(batch, num_seen)
+                self._require_support(batch, num_seen)
                 num_seen += len(batch[0])
             if len(self._seen) * len(batch[0]) < _DATA_TO_MEASURE:
                 self._seen.append(batch)
@@ -203,6 +210,7 @@ class Loop:
             step.look()
         pulse, gradients = self._run(step, batch, weight)
         self.step_count += 1
+        self.update.require_rate(self.step_count)
         if pulse.is_cuda and self.update.is_fused and not self.turns.needs_losses:
             self.turns.note(math.nan)
             is_due = self.ledger.add(pulse, batch)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import LBFGS, Adam, AdamW, Optimizer
 
-__all__ = ["Update"]
+from pvae.support.refusals import shown
+
+__all__ = ["Update", "require_optimizer"]
+
+_USUAL = "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,17 @@ class Update:
             names = ("exp_avg", "exp_avg_sq", "step")
             self._states[key] = _State(used, *([s[n] for s in kept] for n in names))
 
+    def require_rate(self, step: int) -> None:
+        """Raise FloatingPointError, before a step is made, if a learning rate is no finite number."""
+        for group in self.optimizer.param_groups:
+            rate = group.get("lr")
+            # One that is a tensor may be on a GPU, which would have to be waited for.
+            if isinstance(rate, (int, float)) and not math.isfinite(rate):
+                raise FloatingPointError(
+                    f"step {step}: the optimizer's lr is {rate}; give an lr, and a schedule, that stay finite. The "
+                    f"weights of step {step - 1} are kept"
+                )
+
     @torch.no_grad()
     def _kernel(self, state: _State, gradients: list[Tensor], broken: Tensor | None) -> None:
         group = self.optimizer.param_groups[0]
@@ -79,6 +95,24 @@ class Update:
         )
         if broken is not None:
             torch._foreach_sub_(state.steps, [broken] * len(state.steps))
+
+
+def require_optimizer(optimizer: Any, leaves: Sequence[Tensor]) -> None:
+    """Raise ValueError unless this is an optimizer that can step at least one of the leaves."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"optimizer must make a torch optimizer from parameters, got {shown(optimizer)}; give for example {_USUAL}"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            f"optimizer must step from one gradient, and LBFGS asks for many of one batch; give for example {_USUAL}"
+        )
+    held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
+    if not any(id(leaf) in held for leaf in leaves):
+        raise ValueError(
+            f"optimizer must hold what is trained, and holds none of these {len(leaves)} parameters; build it from the "
+            f"argument it is given, as in {_USUAL}"
+        )
 
 
 def _laid_out_as(leaf: Tensor, gradient: Tensor | None) -> Tensor | None:
