@@ -15,10 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from pvae.entry import alone
+from pvae.support.refusals import one_line
 
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
 Batch = tuple[Tensor, ...]
+# What is left of a line for the shapes, and for what torch or Pyro say.
+_MOST_OF_SHAPES, _MOST_OF_A_REASON = 60, 110
+_FIXES = {
+    "Shape mismatch inside plate": "give the plate the length of the batch, and call .to_event(n) on a distribution "
+    "over n dims of a datum",
+    "same device": "make tensors where the batch is (x.new_zeros), and keep others in a module, as buffers",
+    "positional argument": "give a tuple with as many tensors as the function takes",
+    "allocate memory": "make batch_size, num_samples or the nets smaller",
+    "out of memory": "make batch_size, num_samples or the nets smaller",
+    "same dtype": "convert the data, as by .float(), or the nets, as by .double()",
+    "scalar type": "convert the data, as by .float(), or the nets, as by .double()",
+}
 # What a user's function may trip over.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
@@ -37,8 +50,8 @@ def in_one_line(batch: Batch) -> Iterator[None]:
     """Turn an error of many lines, or of another kind than ValueError, into one line with the batch's shapes."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"the pair {failure(error, batch)}") from error
     except FAILURES as error:
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
@@ -49,15 +62,9 @@ def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
     # Pyro adds a table of the shapes of all sites.
-    reason = " ".join(str(error).partition("Trace Shapes:")[0].split()) or type(error).__name__
-    fix = ""
-    if "Shape mismatch inside plate" in reason:
-        fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"
-    if "same device" in reason:
-        fix = "; make tensors where the batch is (x.new_zeros), and hold those that are kept in a module, as buffers"
-    if "positional argument" in reason:
-        fix = "; give a tuple with as many tensors as the function takes"
-    return f"cannot run on a batch of shape {shapes}: {reason}{fix}"
+    reason = one_line(str(error).partition("Trace Shapes:")[0], _MOST_OF_A_REASON) or type(error).__name__
+    fix = next((f"; {fix}" for words, fix in _FIXES.items() if words in reason), "")
+    return f"cannot run on a batch of shape {one_line(shapes, _MOST_OF_SHAPES)}: {reason}{fix}"
 
 
 @contextmanager

@@ -38,7 +38,9 @@ def shown(value: Any) -> str:
     if isinstance(value, (torch.Tensor, np.ndarray)) and (value.ndim or value.dtype == object):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         return f"{'an' if kind == 'array' else 'a'} {kind} {tuple(value.shape)} of {value.dtype}"
-    if isinstance(value, (torch.nn.Module, type)) or (callable(value) and hasattr(value, "__name__")):
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, torch.nn.Module) or (callable(value) and hasattr(value, "__name__")):
         return getattr(value, "__name__", type(value).__name__)
     try:
         return one_line(repr(value), _MOST_SHOWN)

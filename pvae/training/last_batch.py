@@ -115,8 +115,8 @@ def attempt(
     """
     try:
         return step(batch, kl_weight)
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"step {number}: the pair {failure(error, batch)}") from error
     except FAILURES as error:
         if (nonfinite := _nonfinite(step, batch, kl_weight)) is not None:
             return nonfinite
