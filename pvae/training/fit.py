@@ -19,12 +19,12 @@ from pvae.checking import require
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
-from pvae.data.kinds import nearest
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
+from pvae.support.refusals import nearest
 from pvae.training.checkpoint import write_run
 from pvae.training.last_batch import settle_last_batches
 from pvae.training.loop import Loop, Record, StepMode
