@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
-from pvae.data.kinds import nearest
 from pvae.guides.amortized import constrained
 from pvae.guides.families import FAMILIES, NORMAL, Family
 from pvae.guides.placing import arrange, free_shape, inner_shape
 from pvae.sites import LatentSite
+from pvae.support.refusals import nearest
 
 __all__ = ["at_site", "match", "num_outputs"]
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from typer.core import TyperGroup
 
-
-class _OneLine(TyperGroup):
-    """Shows a mistaken command or option as one line too, where typer would draw a box."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except typer.TyperException as error:
-            # Without any argument the help was shown, and there is nothing left to say.
-            if message := error.format_message():
-                _complain(message)
-            status = error.exit_code
-        sys.exit(status)
-
+from pvae.endings import Commands
+from pvae.showing import data_words, say, show
 
 app = typer.Typer(
-    cls=_OneLine,
+    cls=Commands,
     help="Deep latent-variable models on Pyro: train a pair, estimate log p(x), draw samples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,27 +27,13 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")]
 
 
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Show a user's mistake as one line on standard error, and exit with 2."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError) as error:
-            _complain(str(error))
-            raise typer.Exit(2) from None
-
-    return run
-
-
 @app.command()
-@friendly
 def train(
     data: Annotated[str, typer.Option(help="A name (see `pvae list`) or a path to .npy, .npz or .csv.")] = "digits",
     data_root: Root = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is not there.")] = False,
     binarize: Annotated[str | None, typer.Option(help="dynamic, static or threshold.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of your file's values: binary, unit, counts or real.")] = None,
     model: Annotated[str, typer.Option(help="A name, module:function or file.py:function.")] = "vae",
     guide: Annotated[str | None, typer.Option(help="As for a model; by default mean_field, or empty.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="By default what fits the data's kind.")] = None,
@@ -94,32 +60,28 @@ def train(
 ) -> None:
     """Train a pair, and write a run folder."""
     import pvae
-    from pvae import recipes
-    from pvae.commands import (
-        fitted_to,
-        free_folder,
-        objective_for,
-        own_function,
-        start_at_mean,
-        start_near_data,
-        turns_of,
-        widths,
-    )
+    from pvae import commands, options, recipes
     from pvae.contexts import seeded
+    from pvae.own_code import own_function
     from pvae.training.checkpoint import amend_config
 
-    dataset = pvae.data.load(data, root=data_root, binarize=binarize, download=download)  # type: ignore[arg-type]
-    dataset = fitted_to(model, dataset, num_labels, seed)
-    turns = turns_of(inference_steps)
-    recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths(hidden), likelihood, prior, num_components)
+    options.check_seed(seed)
+    read = pvae.data.load(data, data_root, binarize, download, kind)  # type: ignore[arg-type]
+    dataset = commands.fitted_to(model, read, num_labels, seed)
+    turns = options.turns_of(inference_steps)
+    widths = options.widths_of(hidden)
+    recipe = recipes.recipe_for(dataset, model, guide, latent_dim, widths, likelihood, prior, num_components)
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
-        chosen = objective_for(objective, pair[0], dataset, num_samples, gradient, baseline)
+        chosen = commands.objective_for(objective, pair[0], dataset, num_samples, gradient, baseline)
     recipe["guide"] = guide = guide or recipes.name_of(pair[1])
     if not recipes.is_own(model):
-        start_at_mean(pair[0], dataset)
-        start_near_data(pair[0], dataset, seed)
-    folder = out or free_folder(Path("runs"), f"{Path(data).stem}-{_word(model)}-{_word(guide)}")
+        commands.start_at_mean(pair[0], dataset)
+        commands.start_near_data(pair[0], dataset, seed)
+    folder = commands.run_folder(out, data, model, guide)
+    understood = commands.understood(read, pair[0])
+    if not as_json:
+        say(understood)
     result = pvae.fit(
         *pair,
         dataset,
@@ -128,40 +90,22 @@ def train(
         batch_size=batch_size,
         lr=lr,
         schedule=schedule,  # type: ignore[arg-type]
-        kl_schedule=pvae.training.linear_warmup(kl_warmup) if kl_warmup else None,
+        kl_schedule=options.warmup_of(kl_warmup),
         inference_steps=turns,
         step_mode=step_mode,  # type: ignore[arg-type]
-        device=device or _best_device(),
+        device=device or options.best_device(),
         seed=seed,
         out=folder,
         progress=not as_json,
     )
     origin = {"data": data, "data_root": str(data_root) if data_root else None, "binarize": binarize}
-    few = {} if num_labels is None else {"num_labels": num_labels}
-    amend_config(folder, recipe={**recipe, **origin, **few})
-    last = result.history[-1]
-    _show(
-        f"trained {folder}",
-        {
-            "run": str(folder),
-            "data": _data_words(result.data),
-            "model": model,
-            "guide": guide,
-            "objective": f"{type(chosen).__name__}({chosen.num_particles})"
-            + (", no bound" if chosen.is_adversarial else ""),
-            "epochs": last["epoch"],
-            "steps": last["step"],
-            "step_mode": result.step_mode,
-            "seconds": round(last["seconds"], 2),
-            "train_bound_nats": last["train_bound"],
-            "valid_bound_nats": last["valid_bound"],
-        },
-        as_json,
-    )
+    said = {name: value for name, value in (("num_labels", num_labels), ("kind", kind)) if value is not None}
+    amend_config(folder, recipe={**recipe, **origin, **said})
+    rows = commands.summary(result, folder, model, guide, chosen)
+    show(f"trained {folder}", {**rows, "understood": understood} if as_json else rows, as_json=as_json)
 
 
 @app.command()
-@friendly
 def logp(
     run: Run,
     estimator: Estimator = "importance_sampling",
@@ -180,9 +124,11 @@ def logp(
     """Estimate log p(x) of a run's test data, with errors and the k-hat of its weights."""
     import pvae
     from pvae.commands import estimator_for, first_test_data, load_run, record_result
+    from pvae.options import best_device, check_seed
 
+    check_seed(seed)
     chosen = estimator_for(estimator, samples)
-    pair, dataset = load_run(run, model, guide, data_root, device or _best_device())
+    pair, dataset = load_run(run, model, guide, data_root, device or best_device())
     if subset is not None:
         dataset = first_test_data(dataset, subset)
     result = pvae.log_marginal(
@@ -197,11 +143,10 @@ def logp(
     )
     summary = {"estimator": estimator, **result.summary()}
     record_result(run, summary)
-    _show(f"log p(x) of {run}, nats per datum", {**summary, "data": _data_words(result.data)}, as_json)
+    show(f"log p(x) of {run}, nats per datum", {**summary, "data": data_words(result.data)}, as_json=as_json)
 
 
 @app.command()
-@friendly
 def compare(
     run_a: Run,
     run_b: Run,
@@ -221,9 +166,11 @@ def compare(
     """Compare log p(x) of the same test data under two runs: the paired difference, its error, a verdict."""
     from pvae.commands import estimator_for, first_test_data, load_run
     from pvae.compare_runs import compare_runs
+    from pvae.options import best_device, check_seed
 
+    check_seed(seed)
     chosen = estimator_for(estimator, samples)
-    device = device or _best_device()
+    device = device or best_device()
     loaded_a = load_run(run_a, model_a, guide_a, data_root, device, "-a")
     loaded_b = load_run(run_b, model_b, guide_b, data_root, device, "-b")
     if subset is not None:
@@ -232,12 +179,11 @@ def compare(
         loaded_a, loaded_b, chosen, batch_size=batch_size, device=device, seed=seed, progress=not as_json
     )
     rows = {"run_a": str(run_a), "run_b": str(run_b), "estimator": estimator, "num_samples": a.num_samples}
-    rows |= {"mean_a": a.mean, "mean_b": b.mean, **found.summary(), "data": _data_words(found.data)}
-    _show("log p(x) of A - B, nats per datum", rows, as_json)
+    rows |= {"mean_a": a.mean, "mean_b": b.mean, **found.summary(), "data": data_words(found.data)}
+    show("log p(x) of A - B, nats per datum", rows, as_json=as_json)
 
 
 @app.command()
-@friendly
 def sample(
     run: Run,
     num: Annotated[int, typer.Option(help="How many.")] = 64,
@@ -248,14 +194,16 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw samples and reconstruct test data; writes pictures (or arrays, for data that are no images)."""
-    from pvae.commands import draw, load_run
+    from pvae.commands import load_run
+    from pvae.drawing import draw
+    from pvae.options import check_seed
 
+    check_seed(seed)
     pair, dataset = load_run(run, model, guide, data_root, "cpu")
-    _show(f"drawn from {run}", draw(run, pair, dataset, num, seed), as_json)
+    show(f"drawn from {run}", draw(run, pair, dataset, num, seed), as_json=as_json)
 
 
 @app.command()
-@friendly
 def selfcheck(
     samples: Annotated[int, typer.Option(help="Draws per datum of most estimators, at least 1000.")] = 20_000,
     seed: Seed = 0,
@@ -263,62 +211,29 @@ def selfcheck(
     as_json: Json = False,
 ) -> None:
     """Hold every estimator, bound and gradient to known answers on this machine; exit 1 if one is off."""
-    from pvae.selfcheck import run, show, summary
+    from pvae.options import check_seed
+    from pvae.selfcheck import run, summary
+    from pvae.selfcheck import show as show_rows
 
+    check_seed(seed)
     rows = run(device, seed, num_samples=samples, progress=not as_json)
     found = summary(rows)
     if as_json:
-        _show("", found, as_json)
+        show("", found, as_json=True)
     else:
-        show(rows)
+        show_rows(rows)
     if not found["passed"]:
         raise typer.Exit(1)
 
 
 @app.command("list")
-@friendly
 def list_(as_json: Json = False) -> None:
     """Show every model, likelihood, guide, objective, estimator and data set, one line each."""
     from pvae.commands import catalogue
 
     found = catalogue()
     if as_json:
-        print(json.dumps(found))
+        show("", found, as_json=True)
         return
     for heading, rows in found.items():
-        _show(heading, rows, as_json=False)
-
-
-def _complain(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-
-
-def _show(title: str, rows: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        from pvae.training.metrics import plain
-
-        print(json.dumps(plain(rows)))
-        return
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(
-            name.replace("_nats", " (nats)"), f"{value:.4f}" if isinstance(value, float) else escape(str(value))
-        )
-    Console().print(table)
-
-
-def _data_words(record: dict[str, Any]) -> str:
-    split = f" {record['split']}" if "split" in record else ""
-    return f"{record['name']}{split}, binarize {record['binarize'] or 'none'}"
-
-
-def _word(name: str) -> str:
-    return name.rsplit(":", 1)[-1].replace(".", "_")
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        show(heading, rows)

@@ -3,58 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
-from functools import cache
+import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
 import pvae
 from pvae import recipes
-from pvae.data.beside import Parts
 from pvae.data.dataset import DataSet
+from pvae.data.words import in_words
 from pvae.models.priors import ExemplarPrior, VampPrior, pseudo_inputs_near
 from pvae.nets import init_output_bias
 from pvae.objectives.objective import Objective
-from pvae.simulate import observed_parts
-from pvae.store import private_store
+from pvae.own_code import own_function
+from pvae.showing import data_words
+from pvae.support.refusals import shown
 from pvae.training.checkpoint import load, read_config
+from pvae.training.fit import FitResult
 from pvae.training.metrics import plain
-from pvae.training.turns import Aggressive, Alternating, Turns
 
 __all__ = [
     "catalogue",
-    "draw",
     "estimator_for",
     "first_test_data",
     "fitted_to",
-    "free_folder",
     "load_run",
     "objective_for",
-    "own_function",
     "record_result",
+    "run_folder",
     "start_at_mean",
     "start_near_data",
-    "turns_of",
-    "widths",
+    "summary",
+    "understood",
 ]
-
-
-def widths(words: str) -> tuple[int, ...]:
-    """Widths of hidden layers from "200,200".
-
-    Raises: ValueError unless they are whole numbers of at least 1, separated by commas.
-    """
-    parts = [part.strip() for part in words.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"hidden must be widths such as 200,200, got {words!r}")
-    return tuple(int(part) for part in parts)
 
 
 def objective_for(
@@ -97,51 +82,14 @@ def estimator_for(name: str, num_samples: int | None) -> Any:
     return recipes.construct(cls, {} if num_samples is None else {"num_samples": num_samples})
 
 
-def turns_of(words: str) -> int | Turns:
-    """How guide and model take turns: a number, "alternating" or "aggressive"."""
-    named = {"aggressive": Aggressive, "alternating": Alternating}
-    if words in named:
-        return named[words]()
-    if not words.isdecimal():
-        raise ValueError(f"inference_steps must be a whole number, alternating or aggressive, got {words!r}")
-    return int(words)
-
-
-def own_function(name: str | None) -> Any:
-    """The function behind `module:function` or `file.py:function`; None for a built-in name.
-
-    Raises: ValueError if the file, module or function is not there.
-    """
-    if name is None or not recipes.is_own(name):
-        return None
-    place, _, path = name.rpartition(":")
-    if not place or not path:
-        raise ValueError(f"expected module:function or file.py:function, got {name!r}; name both parts")
-    try:
-        found: Any = _module_from(place)
-    except (ImportError, FileNotFoundError, SyntaxError) as error:
-        raise ValueError(f"cannot import {place}: {error}; give module:function or file.py:function") from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{place} has no '{path}'; it defines {[n for n in vars(found) if n[0] != '_'][:8]}")
-        found = getattr(found, part)
-    if inspect.isclass(found) or not callable(found):
-        raise ValueError(f"{name} is not a function that takes a batch; name a Pyro function or a built module")
-    return found
-
-
-@cache
-def _module_from(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    file = Path(place).resolve()
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise FileNotFoundError(f"no such file: {place}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
-    return module
+# What every run of `pvae train` has in its recipe beside what `recipes.build` looks at.
+_RECIPE: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "guide": (str,),
+    "data": (str,),
+    "data_root": (str, type(None)),
+    "binarize": (str, type(None)),
+}
 
 
 def fitted_to(model: str, dataset: DataSet, num_labels: int | None = None, seed: int = 0) -> DataSet:
@@ -191,13 +139,31 @@ def start_near_data(model: Any, dataset: DataSet, seed: int) -> None:
         prior.free.copy_(pseudo_inputs_near(dataset.train, len(prior.free), bounds=prior.bounds, seed=seed))
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or `parent/name-2` and so on: the first that does not exist."""
-    folder, number = parent / name, 1
+def run_folder(out: Path | None, data: str, model: str, guide: str) -> Path:
+    """Where a run is written: `out`, or the first of runs/DATA-MODEL-GUIDE, -2 and so on that does not exist.
+
+    Raises: ValueError for a folder that cannot be written to.
+    """
+    if out is not None:
+        if out.is_dir() and not os.access(out, os.W_OK):
+            raise ValueError(f"{out} cannot be written to; choose another folder")
+        return out
+    name = f"{Path(data).stem}-{_word(model)}-{_word(guide)}"
+    folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1
-        folder = parent / f"{name}-{number}"
+        folder = Path("runs") / f"{name}-{number}"
     return folder
+
+
+def _word(name: str) -> str:
+    return name.rsplit(":", 1)[-1].replace(".", "_")
+
+
+def understood(dataset: DataSet, model: Any) -> str:
+    """What was understood of the data, and the likelihood (or the model that has one of its own) that takes them."""
+    part = getattr(model, "likelihood", model)
+    return in_words(dataset) + (f"; {type(part).__name__}" if isinstance(part, nn.Module) else "")
 
 
 def load_run(
@@ -206,8 +172,14 @@ def load_run(
     """The trained pair of a run folder, and its data set; the options were --model and --guide plus `suffix`."""
     config = read_config(run)
     recipe = config.get("recipe")
-    if not isinstance(recipe, dict) or not {"data", "data_root", "binarize", "model", "guide"} <= recipe.keys():
+    if not isinstance(recipe, dict) or not _RECIPE.keys() <= recipe.keys():
         raise ValueError(f"{run} was not written by `pvae train`; load it in Python with pvae.load(path, model, guide)")
+    for name, kinds in _RECIPE.items():
+        if not isinstance(recipe[name], kinds):
+            raise ValueError(
+                f"{run}/config.json has {shown(recipe[name])} for the {name} of its recipe; restore it from a copy, or "
+                "train anew"
+            )
     for role, given in (("model", model), ("guide", guide)):
         own = recipes.is_own(recipe[role])
         if given is not None and given != recipe[role] and not (own and recipes.is_own(given)):
@@ -217,7 +189,7 @@ def load_run(
             raise ValueError(f"the {role} of {run} is your own code; name it again with {again}")
     pair = load(run, own_function(model), own_function(guide), device=device)
     root = data_root or recipe["data_root"]
-    dataset = pvae.data.load(recipe["data"], root=root, binarize=recipe["binarize"])
+    dataset = pvae.data.load(recipe["data"], root, recipe["binarize"], kind=recipe.get("kind"))
     return pair, fitted_to(recipe["model"], dataset)
 
 
@@ -229,69 +201,29 @@ def first_test_data(dataset: DataSet, num: int) -> DataSet:
     return dataclasses.replace(dataset, test=dataset.test[:num], labels=None, beside=beside)
 
 
+def summary(result: FitResult, folder: Path, model: str, guide: str, objective: Objective) -> dict[str, Any]:
+    """What `train` shows of a run."""
+    last = result.history[-1]
+    kind = ", no bound" if objective.is_adversarial else ""
+    return {
+        "run": str(folder),
+        "data": data_words(result.data),
+        "model": model,
+        "guide": guide,
+        "objective": f"{type(objective).__name__}({objective.num_particles}){kind}",
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "step_mode": result.step_mode,
+        "seconds": round(last["seconds"], 2),
+        "train_bound_nats": last["train_bound"],
+        "valid_bound_nats": last["valid_bound"],
+    }
+
+
 def record_result(run: Path, summary: dict[str, Any]) -> None:
     """Append a result to the run's results.jsonl."""
     with (run / "results.jsonl").open("a") as file:
         file.write(json.dumps(plain(summary)) + "\n")
-
-
-def draw(run: Path, pair: tuple[Any, Any], dataset: DataSet, num: int, seed: int) -> dict[str, Any]:
-    """Samples, and test data with their reconstructions, as PNG (image data) or NPY; returns what was written.
-
-    Samples given labels have these in turn, one column of the picture for each.
-    """
-    shown = _shown(dataset, num, seed)
-    drawn = pvae.sample(pair[0], num, like=_conditions(shown), mean=True, seed=seed)
-    rebuilt = pvae.reconstruct(*pair, shown, seed=seed)
-    site = next(iter(rebuilt))
-    # What a classifier draws and rebuilds is the label.
-    seen = shown[_part_of(pair[0], site, shown)]
-    samples, copies = drawn[site].reshape(num, *seen.shape[1:]), rebuilt[site].reshape(seen.shape)
-    if seen.dim() != 4 or seen.shape[1] not in (1, 3):
-        files = {"samples": run / "samples.npy", "reconstructions": run / "reconstructions.npy"}
-        np.save(files["samples"], samples.numpy())
-        np.save(files["reconstructions"], torch.stack([seen, copies], 1).numpy())
-        return {name: str(file) for name, file in files.items()}
-    columns = max(1, round(num**0.5)) if len(shown) == 1 else shown[1].shape[1]
-    # Filled up to whole rows, so that the last data, too, stand above their reconstructions.
-    missing = seen.new_full((-len(seen) % columns, *seen.shape[1:]), 0.5)
-    rows = zip(*(torch.cat([part, missing]).split(columns) for part in (seen, copies)), strict=True)
-    files = {"samples": run / "samples.png", "reconstructions": run / "reconstructions.png"}
-    _save_grid(samples, files["samples"], columns)
-    _save_grid(torch.cat([part for pair in rows for part in pair]), files["reconstructions"], columns)
-    return {name: str(file) for name, file in files.items()}
-
-
-def _shown(dataset: DataSet, num: int, seed: int) -> Parts:
-    """The first `num` test data as a batch, observed."""
-    x, *beside = (part[:num] for part in dataset.parts("train" if dataset.test is None else "test"))
-    return dataset.observe(x, torch.Generator().manual_seed(seed)), *beside
-
-
-def _conditions(shown: Parts) -> Parts:
-    """A batch to draw data like: any datum, and beside it every label."""
-    x, *labels = shown
-    if not labels:
-        return (x[:1],)
-    classes = torch.eye(labels[0].shape[1], dtype=labels[0].dtype)
-    return x[:1].expand(len(classes), *x.shape[1:]), classes
-
-
-def _part_of(model: Any, site: str, batch: Parts) -> int:
-    """Which part of the batch a site observes, the first where there is but one."""
-    if len(batch) == 1:
-        return 0
-    with private_store(model):
-        return observed_parts(model, batch)[site]
-
-
-def _save_grid(images: torch.Tensor, file: Path, columns: int) -> None:
-    """Images (N, C, H, W) in [0, 1] as a PNG, small ones enlarged so that a person can see them."""
-    from torchvision.utils import save_image
-
-    factor = max(1, 56 // images.shape[-1])
-    large = images.clamp(0, 1).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    save_image(large, file, nrow=columns, pad_value=0.5)
 
 
 def catalogue() -> dict[str, dict[str, str]]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pvae.data.dataset import DataSet
-from pvae.data.kinds import nearest
 from pvae.models.priors.tied import TiedPrior
 from pvae.nets import MLP
 from pvae.sites import find_latent_sites
+from pvae.support.refusals import nearest
 
 __all__ = ["build", "construct", "exported", "is_own", "name_of", "pick", "recipe_for", "takes_labels"]
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import pvae
 from pvae.cli import app
-from pvae.commands import own_function
 from pvae.contexts import seeded
+from pvae.own_code import own_function
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", 2, "--hidden", 16, "--latent-dim", 2, "--batch-size", 500, "--step-mode", "eager"]
@@ -126,6 +126,7 @@ def test_train_writes_a_run_and_prints_one_object(trained):
     assert metrics[0]["train_bound"] < metrics[1]["train_bound"] < 0
     expected = {
         "run": str(out),
+        "understood": "digits: 1,797 data of 1 x 8 x 8, unit, binarize dynamic; Bernoulli",
         "data": "digits train, binarize dynamic",
         "model": "vae",
         "guide": "mean_field",

@@ -1,12 +1,12 @@
 """The .amat text format: one datum a line, 0s and 1s with single spaces between them."""
 
-import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pvae.data.unzipped import unzipped
 
 __all__ = ["read_amat"]
 
@@ -34,12 +34,10 @@ def read_amat(path: Path, num: int, width: int) -> Tensor:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} must hold whole text, got a damaged file ({' '.join(str(error).split())}): get it again"
-        ) from error
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with path.open("rb") as file:
+        return unzipped(file, path.stat().st_size, str(path))
 
 
 def _wrong(path: Path, text: bytes, num: int, width: int) -> ValueError:

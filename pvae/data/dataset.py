@@ -21,7 +21,8 @@ class DataSet:
     records how the data become binary: "dynamic" keeps intensities and draws afresh on every `observe`;
     "static" and "threshold" are stored binary already (`pvae.data.binarized` makes all three). `labels` maps
     the name of a split to (N,) int64. `beside` maps the name of every split to what its batches carry beside the data,
-    one tensor (N, ...) or several: with it a batch is (x, *beside), as conditional models take it.
+    one tensor (N, ...) or several: with it a batch is (x, *beside), as conditional models take it. `note` says what was
+    left out or changed when a file was read.
 
     Raises ValueError for splits that are empty, differ in shape or dtype, are not finite or leave the range
     of `kind`, for labels or a `beside` that do not fit, and for a `binarize` that does not go with `kind`.
@@ -35,6 +36,7 @@ class DataSet:
     binarize: Binarization | None = None
     labels: Mapping[str, Tensor] | None = field(default=None, repr=False)
     beside: Mapping[str, Tensor | Parts] | None = field(default=None, repr=False)
+    note: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         check_kind(self.kind)

@@ -7,6 +7,7 @@ import torch
 
 from pvae.data.amat import read_amat
 from pvae.data.dataset import DataSet
+from pvae.data.numpy_files import read_numpy
 from pvae.data.split import fixed_split
 
 __all__ = ["load_binarized_mnist", "load_freyfaces"]
@@ -35,11 +36,12 @@ def load_freyfaces(root: str | Path | None) -> DataSet:
     """
     path = _find("freyfaces", root, ["freyfaces.npy"])
     try:
-        frames = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            frames = next(iter(read_numpy(file, path.stat().st_size, str(path)).values()))
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable .npy file of numbers: get it again") from error
-    if not isinstance(frames, np.ndarray) or frames.shape != _FREY_SHAPE or frames.dtype != np.uint8:
-        got = f"{frames.shape} of {frames.dtype}" if isinstance(frames, np.ndarray) else "an archive"
+    if frames.shape != _FREY_SHAPE or frames.dtype != np.uint8:
+        got = f"{frames.shape} of {frames.dtype}"
         raise ValueError(f"{path} must hold {_FREY_SHAPE} of uint8, got {got}: save the frames in that shape")
     images = torch.from_numpy(frames).unsqueeze(1).to(torch.float32).div_(255)
     return DataSet("freyfaces", *fixed_split(images, (1565, 200, 200)), kind="unit")

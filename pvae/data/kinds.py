@@ -1,12 +1,14 @@
 """The kinds of value that a data set can hold, and the checks that its values are of that kind."""
 
-from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Binarization", "Kind", "as_stored", "check_binarization", "check_finite", "check_kind", "nearest"]
+from pvae.data.exact import check_exact
+from pvae.support.refusals import choice, nearest, shown
+
+__all__ = ["Binarization", "Kind", "as_stored", "check_binarization", "check_finite", "check_kind"]
 
 Kind = Literal["binary", "unit", "counts", "real", "categorical"]
 Binarization = Literal["dynamic", "static", "threshold"]
@@ -19,23 +21,18 @@ _RANGES = {
 }
 
 
-def nearest(given: str, choices: list[str]) -> str:
-    """A list of the choices for an error line, led by the one nearest to what was given."""
-    close = get_close_matches(given.lower().replace("-", "_"), choices, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"the choices are {', '.join(choices)}"
-
-
-def check_kind(kind: str) -> None:
+def check_kind(kind: Any) -> None:
     """Raises ValueError, naming the nearest kind, unless `kind` is a Kind."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"unknown kind {kind!r}: {nearest(str(kind), list(get_args(Kind)))}")
+    choice("kind", kind, get_args(Kind))
 
 
-def check_binarization(how: str | None) -> None:
+def check_binarization(how: Any) -> None:
     """Raises ValueError, naming the nearest binarization, unless `how` is a Binarization or None."""
-    if how is not None and how not in get_args(Binarization):
-        choices = nearest(str(how), list(get_args(Binarization)))
-        raise ValueError(f"unknown binarize {how!r}: {choices}, or None to leave the data as they are")
+    choices = get_args(Binarization)
+    if how is not None and not (isinstance(how, str) and how in choices):
+        raise ValueError(
+            f"unknown binarize {shown(how)}: {nearest(how, choices)}, or None to leave the data as they are"
+        )
 
 
 def check_finite(values: Tensor, where: str) -> None:
@@ -51,7 +48,8 @@ def check_finite(values: Tensor, where: str) -> None:
 def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
     """The values (N, *shape) as a data set keeps them: floats as given, integers float32, categories int64.
 
-    Raises ValueError if they are not a non-empty tensor of finite numbers within the range of `kind`.
+    Raises ValueError if they are not a non-empty tensor of finite numbers within the range of `kind`, or integers that
+    float32 would round.
     """
     if not isinstance(values, Tensor):
         raise ValueError(f"{where} must be a torch Tensor, got {type(values).__name__}: use torch.as_tensor(...)")
@@ -67,6 +65,7 @@ def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
     if kind == "categorical":
         values = values.to(torch.int64)
     elif not values.is_floating_point():
+        check_exact(values.cpu().numpy(), where)
         values = values.to(torch.float32)
     check_finite(values, where)
     _check_range(values, kind, where)

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import torch
 
-from pvae.data.kinds import nearest
 from pvae.estimators.annealing import Path, Schedule, temperatures
 from pvae.estimators.chunks import StepMode, check_chunks, rows_at_once
 from pvae.estimators.step_sizes import PILOT_TRANSITIONS, tuned_steps
@@ -17,6 +16,7 @@ from pvae.estimators.stream import Estimate
 from pvae.estimators.unconstrained import UnconstrainedJoint
 from pvae.params import Parameters
 from pvae.sites import Batch
+from pvae.support.refusals import nearest
 
 __all__ = ["AnnealedImportanceSampling"]
 

@@ -13,13 +13,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.data.kinds import nearest
 from pvae.estimators.stream import Estimate
 from pvae.graphs.replay import Mode, Replay
 from pvae.params import Parameters
 from pvae.places import Layout
 from pvae.referee import NoParticles
 from pvae.sites import Batch
+from pvae.support.refusals import nearest
 from pvae.weights import check_num_samples
 
 __all__ = ["Chunks", "Proposal", "StepMode", "check_chunks", "rows_at_once"]

@@ -20,17 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pvae.support.lines import one_line
+
 __all__ = ["choice", "flag", "function", "instance", "nearest", "number", "one_line", "shown", "whole", "widths"]
 
-_MOST_LETTERS, _MOST_SHOWN = 300, 60
+_MOST_SHOWN = 60
 # Beyond it, sizes of arrays overflow before any memory is asked for.
 _MOST_WHOLE = 2**53
-
-
-def one_line(text: str, most: int = _MOST_LETTERS) -> str:
-    """The text on one line, cut to so many letters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 4].rstrip() + " ..."
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,6 @@ from pvae.checking import require
 from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
-from pvae.data.kinds import nearest
 from pvae.data_support import require_support
 from pvae.entry import alone, entry
 from pvae.objectives.elbo import ELBO
@@ -27,6 +26,7 @@ from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
+from pvae.support.refusals import nearest
 from pvae.training.checkpoint import write_run
 from pvae.training.last_batch import settle_last_batches
 from pvae.training.length import Length

@@ -1,0 +1,52 @@
+"""Options of the command line, from words and numbers to what the library takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import pvae
+from pvae.support.refusals import number, shown, whole
+from pvae.training.turns import Aggressive, Alternating, Turns
+
+__all__ = ["best_device", "check_seed", "turns_of", "warmup_of", "widths_of"]
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed that torch's generators do not take."""
+    number("seed", seed, least=-(2**53), most=2**53, usual=0)
+
+
+def widths_of(words: str) -> tuple[int, ...]:
+    """Widths of hidden layers from "200,200".
+
+    Raises: ValueError unless they are whole numbers of at least 1, separated by commas.
+    """
+    parts = [part.strip() for part in words.split(",")]
+    if not all(part.isdecimal() and len(part) < 16 and int(part) > 0 for part in parts):
+        raise ValueError(f"hidden must be widths such as 200,200, got {shown(words)}")
+    return tuple(int(part) for part in parts)
+
+
+def warmup_of(steps: int) -> Callable[[int], float] | None:
+    """The KL's weight over the steps; None for 0 of them.
+
+    Raises: ValueError for fewer.
+    """
+    return pvae.training.linear_warmup(steps) if whole("kl_warmup", steps, 0, usual=1000) else None
+
+
+def turns_of(words: str) -> int | Turns:
+    """How guide and model take turns: a number, "alternating" or "aggressive"."""
+    named = {"aggressive": Aggressive, "alternating": Alternating}
+    if words in named:
+        return named[words]()
+    if not words.isdecimal() or len(words) > 15:
+        raise ValueError(f"inference_steps must be a whole number, alternating or aggressive, got {shown(words)}")
+    return int(words)
+
+
+def best_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
