@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
+
+from pvae.support.refusals import shown, whole
 
 __all__ = ["bits_per_dim"]
 
@@ -27,6 +31,7 @@ def bits_per_dim(nats: Nats, num_dims: int) -> Nats:
 
     Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims must be at least 1, got {num_dims}; give the number of values in one datum")
+    whole("num_dims", num_dims, usual="the number of values in one datum")
+    if isinstance(nats, bool) or not isinstance(nats, (numbers.Real, np.ndarray, Tensor)):
+        raise ValueError(f"nats must be a number or a tensor of them, got {shown(nats)}; give for example result.mean")
     return -nats / (num_dims * math.log(2))

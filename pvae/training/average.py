@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pvae.support.refusals import number
+
 __all__ = ["WeightAverage"]
 
 
@@ -18,9 +20,7 @@ class WeightAverage:
     """
 
     def __init__(self, leaves: Sequence[Tensor], decay: float) -> None:
-        if not 0 < decay < 1:
-            raise ValueError(f"ema must lie between 0 and 1, got {decay!r}; try 0.999")
-        self.decay = decay
+        self.decay = number("ema", decay, above=0, below=1, usual=0.999)
         self.leaves = [leaf.detach() for leaf in leaves]
         self.averages = [leaf.clone() for leaf in self.leaves]
         self._updates = 0

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from pvae.support.refusals import flag, whole
+
 __all__ = ["Aggressive", "Alternating", "Turn", "Turns", "turns_for"]
 
 Turn = Literal["both", "guide", "model"]
@@ -42,10 +44,9 @@ class Alternating(Turns):
     """
 
     def __init__(self, guide: int = 1, then: int = 1, *, joint: bool = False) -> None:
-        if guide < 0 or then < 1:
-            raise ValueError(f"expected guide >= 0 and then >= 1 steps, got {guide} and {then}; try 1 and 1")
-        self.guide, self.period, self.count = guide, guide + then, 0
-        self.after: Turn = "both" if joint else "model"
+        self.guide = whole("guide", guide, 0, usual=1)
+        self.period, self.count = self.guide + whole("then", then, usual=1), 0
+        self.after: Turn = "both" if flag("joint", joint) else "model"
 
     def turn(self) -> Turn:
         """Whose turn the next step is."""
@@ -78,9 +79,9 @@ class Aggressive(Turns):
     measures_information = True
 
     def __init__(self, most: int = 100, *, window: int = 10) -> None:
-        if not 1 <= window <= most:
-            raise ValueError(f"expected 1 <= window <= most, got window {window} and most {most}; try 10 and 100")
-        self.most, self.window = most, window
+        self.most, self.window = whole("most", most, usual=100), whole("window", window, usual=10)
+        if window > most:
+            raise ValueError(f"window must be at most most, got {window} and {most}; try 10 and 100")
         self.is_over = False
         self._best_information = -math.inf
         self._losses: list[float] = []
@@ -119,9 +120,5 @@ def turns_for(inference_steps: int | Turns) -> Turns:
     """
     if isinstance(inference_steps, Turns):
         return inference_steps
-    if not isinstance(inference_steps, int) or isinstance(inference_steps, bool) or inference_steps < 1:
-        raise ValueError(
-            f"inference_steps must be a whole number of at least 1, or one of pvae.training's Alternating and "
-            f"Aggressive, got {inference_steps!r}"
-        )
-    return Alternating(inference_steps - 1, joint=True) if inference_steps > 1 else Turns()
+    steps = whole("inference_steps", inference_steps, usual="2, or pvae.training.Alternating() or Aggressive()")
+    return Alternating(steps - 1, joint=True) if steps > 1 else Turns()
