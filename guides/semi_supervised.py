@@ -70,8 +70,8 @@ class SemiSupervised(nn.Module):
         self.classifier = Encoder(x, self.num_classes, hidden, None) if classifier is None else classifier
         if (found := width_given("classifier", self.classifier, (x,))) != self.num_classes:
             raise ValueError(
-                f"classifier must give logits (B, {self.num_classes}), one per class, got {found} of them; end it in as "
-                "many"
+                f"classifier must give logits (B, {self.num_classes}), one per class, got {found} of them; end it in "
+                "as many"
             )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:

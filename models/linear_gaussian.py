@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.models.likelihoods import observed_only
+from pvae.support.masks import as_mask
 from pvae.support.refusals import whole
 
 __all__ = ["LinearGaussian"]
@@ -98,7 +99,7 @@ class LinearGaussian(nn.Module):
             return marginal.log_prob(residual)
         # A missing entry stands in the density as a 0 under N(0, s2).
         of_one = 0.5 * math.log(2 * math.pi) + self.log_scale
-        return marginal.log_prob(residual) + of_one * (~observed.bool()).sum(-1)
+        return marginal.log_prob(residual) + of_one * (~as_mask(observed)).sum(-1)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> dist.MultivariateNormal:
         """Exact p(z | x_obs) = N(M^-1 W'(x - mu), s2 M^-1), M = W'W + s2 I over the observed entries of x (B, D)."""
@@ -114,7 +115,7 @@ class LinearGaussian(nn.Module):
         self._check(x)
         if observed is None:
             return x - self.loc, self.weight
-        observed = observed.bool()
+        observed = as_mask(observed)
         return torch.where(observed, x - self.loc, 0.0), self.weight * observed.unsqueeze(-1)
 
     def _check(self, x: Tensor) -> None:

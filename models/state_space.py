@@ -14,6 +14,7 @@ from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
 from pvae.models.transitions import Gated
 from pvae.nets import MLP
+from pvae.support.masks import as_mask
 from pvae.support.refusals import whole, widths
 
 __all__ = ["StateSpace"]
@@ -88,7 +89,7 @@ class StateSpace(nn.Module):
                 z.append(pyro.sample(f"z{step}", self.transition(z[-1])))
             steps = self.given(torch.stack(z, -2))
             if observed is not None:
-                steps = steps.mask(observed.bool())
+                steps = steps.mask(as_mask(observed))
             return pyro.sample("x", steps.to_event(1), obs=x)
 
     def given(self, z: Tensor) -> dist.TorchDistribution:

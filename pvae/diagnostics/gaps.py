@@ -213,7 +213,7 @@ def _estimators(given: Any) -> Any:
     several = [*given] if isinstance(given, (list, tuple)) else [given]
     for each in several:
         require_estimator(each)
-    kinds = [each.bound for each in several]
+    kinds = [getattr(each, "bound", "none") for each in several]
     if "upper" in kinds or not several or (len(several) > 1 and set(kinds) != {"lower"}):
         raise ValueError(
             f"expected one estimator of log p(x) that is no upper bound, or several lower bounds, got {kinds}; give "
@@ -227,8 +227,8 @@ def _exact(log_prob: Callable[..., Any], batch: Batch) -> Tensor:
         values = log_prob(*batch)
     if not isinstance(values, Tensor) or values.shape != batch[0].shape[:1]:
         raise ValueError(
-            f"a function in place of an estimator gives log p(x) of each datum, ({len(batch[0])},), got {shown(values)}; "
-            "give for example model.log_prob"
+            f"a function in place of an estimator gives log p(x) of each datum, ({len(batch[0])},), got {shown(values)}"
+            "; give for example model.log_prob"
         )
     return values.double().cpu()
 

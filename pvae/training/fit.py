@@ -162,9 +162,7 @@ def fit(
     choice("step_mode", step_mode, get_args(StepMode))
     turns = turns_for(inference_steps)
     if choice("train", train, ("both", "guide")) == "guide" and type(turns) is not Turns:
-        raise ValueError(
-            "train='guide' moves the guide alone, inference_steps says whose turn it is; give one of them"
-        )
+        raise ValueError("train='guide' moves the guide alone, inference_steps says whose turn it is; give one of them")
     _check_functions(objective, optimizer, schedule, kl_schedule, callbacks)
     objective = ELBO() if objective is None else objective
     if not isinstance(objective, Objective) and (guide is None or kl_schedule or step_mode not in ("auto", "eager")):
