@@ -227,7 +227,7 @@ def _made_by(activation: Callable[[], nn.Module]) -> nn.Module:
             f"activation is called with nothing, and {shown(activation)} asks for more ({one_line(str(error), 80)}); "
             "give for example torch.nn.ReLU"
         ) from error
-    return instance("what activation gives", made, nn.Module, what="a module", usual="torch.nn.ReLU")  # type: ignore[no-any-return]
+    return instance("what activation gives", made, nn.Module, what="a module", usual="torch.nn.ReLU")
 
 
 def _stages(image: tuple[int, int, int], count: int) -> list[tuple[int, int]]:

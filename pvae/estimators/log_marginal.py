@@ -138,7 +138,7 @@ def require_estimator(estimator: Any) -> Estimator:
             f"estimator must be one of pvae.estimators, built, got {shown(estimator)}; give for example "
             "pvae.estimators.ImportanceSampling(1000)"
         )
-    return estimator  # type: ignore[no-any-return]
+    return estimator
 
 
 def log_marginal(

@@ -102,7 +102,7 @@ class _Tempered(nn.Module):
     def __init__(self, model: _Conjugate, sharpness: float) -> None:
         super().__init__()
         self.log_prior = nn.Parameter(model.log_prior.detach().clone())
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness), dtype=torch.float64), any_width=True)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness), dtype=torch.float64))
 
     def prior(self) -> Tensor:
         """Both parameters before any data, (2,)."""

@@ -45,8 +45,8 @@ class Truth:
 def given_or_drawn(x: Tensor | None, model: Callable[..., Any], like: Tensor, *, any_width: bool = False) -> Tensor:
     """The data that were given, else drawn ones in the shape of `like`.
 
-    Raises: ValueError for what is no float64 tensor (N, ...) of the shape of `like`, whose last dim may be another with `any_width`,
-        or is not finite.
+    Raises: ValueError for what is no float64 tensor in the shape of `like`, whose last dim is free with `any_width`, or
+        is not finite.
     """
     if x is None:
         return draw(model, like)
