@@ -13,11 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pvae.support.refusals import one_line
+
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
 Batch = tuple[Tensor, ...]
+# Letters of another library's message, so that the line with shapes and fix keeps to 300.
+_MOST_OF_A_REASON = 160
 # What a user's function may trip over.
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 @contextmanager
@@ -46,7 +50,7 @@ def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
     # Pyro adds a table of the shapes of all sites.
-    reason = " ".join(str(error).partition("Trace Shapes:")[0].split()) or type(error).__name__
+    reason = one_line(str(error).partition("Trace Shapes:")[0], _MOST_OF_A_REASON) or type(error).__name__
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches
 from pvae.layout import look, read_layout
 from pvae.params import settle
@@ -59,7 +59,8 @@ def sample(
         parameters = settle(model, None, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
             layout = look(model, None, source.example())
-            trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
+            with in_one_line(source.example()):
+                trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
     observed = {name for name, site in trace.nodes.items() if site.get("infer", {}).get("was_observed")}
     return {
         name: _by_datum(layout, site, _mean(site) if mean and name in observed else site["value"])
@@ -79,7 +80,7 @@ def reconstruct(
     source = _whole(x)
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
+        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
             layout = read_layout(model, guide, source.example(), 1)
             run = run_pair(model, guide, source.example(), 1, layout)
             if summed := run.draw_summed():
@@ -105,7 +106,7 @@ def encode(
     source = _whole(x)
     with private_store(guide), torch.no_grad():
         parameters = settle(guide, None, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
+        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
             layout = look(guide, None, source.example())
             looks = [_latents(guide, source.example()) for _ in range(num_samples or 1)]
     if num_samples is None:

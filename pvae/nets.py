@@ -222,9 +222,9 @@ def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
 def _made_by(activation: Callable[[], nn.Module]) -> nn.Module:
     try:
         made = activation()
-    except TypeError as error:
+    except Exception as error:  # a function of the user's may fail in any way
         raise ValueError(
-            f"activation is called with nothing, and {shown(activation)} asks for more ({one_line(str(error), 80)}); "
+            f"activation is called with nothing, and {shown(activation)} fails then: {one_line(str(error), 80)}; "
             "give for example torch.nn.ReLU"
         ) from error
     return instance("what activation gives", made, nn.Module, what="a module", usual="torch.nn.ReLU")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pvae.contexts import in_one_line
 from pvae.layout import read_layout
 from pvae.pair_run import LogWeights
 from pvae.runs import Stochastic, run_pair
@@ -33,6 +34,6 @@ def log_weights(
     num_samples = whole("num_samples", num_samples, usual=1000)
     check_pair(model, guide)
     arguments = as_batch(batch)
-    with private_store(model, guide):
+    with private_store(model, guide), in_one_line(arguments):
         layout = read_layout(model, guide, arguments, num_samples)
         return run_pair(model, guide, arguments, num_samples, layout).log_weights()

@@ -30,8 +30,8 @@ def observed_only(
     Returns: the distribution, and x with values inside the support where entries are missing: masks do not keep
     what is not a number out of gradients.
 
-    Raises: ValueError for an `observed` of another shape or with other values, or a distribution whose entries depend on
-    each other given z.
+    Raises: ValueError for an `observed` of another shape or with other values, or a distribution whose entries depend
+    on each other given z.
 
     Little and Rubin (2019), Statistical Analysis with Missing Data; Mattei and Frellsen (2019), MIWAE.
     """

@@ -146,8 +146,8 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], *, what: str,
 
 def widths(name: str, value: Any, *, least: int = 1, usual: Any = (200, 200)) -> tuple[int, ...]:
     """A shape or the widths of layers: whole numbers, `least` or larger each."""
-    # An array without dims only seems to be a sequence, and a set has no order.
-    is_other = isinstance(value, (str, bytes, Mapping, Set)) or getattr(value, "ndim", 1) == 0
+    # An array of no or several dims is no sequence of numbers, and a set has no order.
+    is_other = isinstance(value, (str, bytes, Mapping, Set)) or getattr(value, "ndim", 1) != 1
     if is_other or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a tuple of whole numbers, got {shown(value)}; try {usual}")
     return tuple(whole(f"each of {name}", each, least, usual=usual) for each in value)
