@@ -15,7 +15,8 @@ from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
 from pvae.sites import LatentSite
-from pvae.support.refusals import number, whole, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole, widths
 
 __all__ = ["Auxiliary"]
 
@@ -68,7 +69,7 @@ class Auxiliary(nn.Module):
         self.auxiliary = LatentSite(
             "auxiliary", torch.Size([auxiliary_dim]), constraints.real_vector, (), self.sites[0].data_plate
         )
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         self.widths = [2 * width(site) for site in self.sites]
         self.conditional = Conditional(auxiliary_dim, hidden, sum(self.widths))
         self.reverse = Conditional(sum(self.widths) // 2, hidden, 2 * auxiliary_dim)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
-from pvae.support.refusals import flag, number, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, widths
 
 __all__ = ["BottomUp"]
 
@@ -48,7 +49,7 @@ class BottomUp(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = tuple(reversed(read(model, example_batch)))
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         hidden, sees_data = widths("hidden", hidden), flag("sees_data", sees_data)
         sizes = [width(site) for site in self.sites]
         nets = [Conditional(below, hidden, 2 * own, sees_data) for below, own in itertools.pairwise(sizes)]

@@ -16,7 +16,8 @@ from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.mean_field import sample_independently
 from pvae.guides.placing import width
-from pvae.support.refusals import number, whole
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["Flow", "Flowed"]
 
@@ -51,7 +52,7 @@ class Flow(nn.Module):
     ) -> None:
         super().__init__()
         self.length = whole("length", length, 0, usual="2; 0 is MeanField")
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
         self.dim = sum(width(site) for site in self.sites)
         self.num_context = num_context(self.dim) if length else 0

@@ -20,7 +20,8 @@ from pvae.guides.placing import arrange, width
 from pvae.nets import MLP
 from pvae.sites import LatentSite, as_batch
 from pvae.store import private_store
-from pvae.support.refusals import number, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["Ladder"]
 
@@ -65,7 +66,7 @@ class Ladder(nn.Module):
         object.__setattr__(self, "model", model)
         self.sites = read(model, example_batch)
         self._look(as_batch(example_batch))
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         sizes = [2 * width(site) for site in reversed(self.sites)]
         # A layer's net gives its own numbers, and beside them what the layers above are computed from.
         self.splits = [[own, _upwards(sizes[index + 1 :], hidden)] for index, own in enumerate(sizes)]

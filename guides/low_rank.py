@@ -15,7 +15,8 @@ from torch.nn.functional import softplus
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
-from pvae.support.refusals import number, whole
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["LowRank"]
 
@@ -53,7 +54,7 @@ class LowRank(nn.Module):
     ) -> None:
         super().__init__()
         self.rank = rank = whole("rank", rank, usual="2; without a factor use MeanField")
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
         self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim * (2 + rank), hidden, encoder)

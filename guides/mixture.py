@@ -14,7 +14,8 @@ from torch.nn.functional import softplus
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
-from pvae.support.refusals import flag, number, whole
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, whole
 
 __all__ = ["Mixture"]
 
@@ -58,7 +59,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.num_components = num_components = whole("num_components", num_components, usual=5)
         self.learn_weights = flag("learn_weights", learn_weights)
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
         self.dim = sum(width(site) for site in self.sites)
         self.size = num_components * self.dim

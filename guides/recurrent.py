@@ -13,7 +13,8 @@ from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
 from pvae.nets import glorot
 from pvae.sites import LatentSite, as_batch
-from pvae.support.refusals import number, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["Recurrent"]
 
@@ -53,7 +54,7 @@ class Recurrent(nn.Module):
         batch = as_batch(example_batch)
         self.sites = read(model, example_batch)
         self.num_steps = _steps(self.sites, batch)
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         own = width(self.sites[0])
         self.net = Conditional(own, hidden, 2 * own)
         self.linear = glorot(nn.Linear(own, own))

@@ -20,7 +20,8 @@ from pvae.guides.placing import in_plates
 from pvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pvae.nets import class_numbers, one_hot
 from pvae.sites import LatentSite, as_batch
-from pvae.support.refusals import number, shown, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import shown, widths
 
 __all__ = ["SemiSupervised"]
 
@@ -58,7 +59,7 @@ class SemiSupervised(nn.Module):
         super().__init__()
         if not isinstance(model, SemiSupervisedVAE):
             raise ValueError(f"classes are known for SemiSupervisedVAE, got {shown(model)}; use MeanField")
-        hidden, min_scale = widths("hidden", hidden), number("min_scale", min_scale, least=0, usual=1e-4)
+        hidden, min_scale = widths("hidden", hidden), check_min_scale(min_scale)
         x = as_batch(example_batch)[0]
         sites, self.num_classes = read(model, x), model.num_classes
         support = constraints.integer_interval(0, self.num_classes - 1)

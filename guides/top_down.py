@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
-from pvae.support.refusals import number, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["TopDown"]
 
@@ -46,7 +47,7 @@ class TopDown(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         hidden = widths("hidden", hidden)
         sizes = [width(site) for site in self.sites]
         above = itertools.accumulate(sizes[:-1])

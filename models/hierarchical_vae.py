@@ -15,7 +15,8 @@ from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
-from pvae.support.refusals import flag, instance, number, widths
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, instance, widths
 
 __all__ = ["HierarchicalVAE"]
 
@@ -64,7 +65,7 @@ class HierarchicalVAE(nn.Module):
         self.latent_dims = widths("latent_dims", latent_dims, usual=(100, 50))
         if not self.latent_dims:
             raise ValueError("latent_dims must name at least one layer, got none; try (100, 50)")
-        self.skip, self.min_scale = flag("skip", skip), number("min_scale", min_scale, least=0, usual=1e-4)
+        self.skip, self.min_scale = flag("skip", skip), check_min_scale(min_scale)
         self.likelihood = likelihood_or(likelihood, Bernoulli)
         self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dims[-1]), usual="StandardNormal(8)")
         hidden = widths("hidden", hidden)

@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.nets import MLP
-from pvae.support.arguments import check_seed
-from pvae.support.refusals import number, whole, widths
+from pvae.support.arguments import check_min_scale, check_seed
+from pvae.support.refusals import whole, widths
 
 __all__ = ["MixtureVAE"]
 
@@ -61,7 +61,7 @@ class MixtureVAE(nn.Module):
         self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
         self.latent_dim = whole("latent_dim", latent_dim, usual=8)
         self.num_components = whole("num_components", num_components, usual=10)
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-4)
+        self.min_scale = check_min_scale(min_scale)
         self.likelihood = likelihood_or(likelihood, Bernoulli)
         parameter_shape = self.likelihood.parameter_shape(self.x_shape)
         self.decoder = part_or(

@@ -109,6 +109,7 @@ def impute(
     check_pair(model, guide)
     num_samples = whole("num_samples", num_samples, usual=1000)
     num_imputations = whole("num_imputations", num_imputations, usual=100)
+    batch_size = whole("batch_size", batch_size, usual=100)
     level = number("level", level, above=0, below=1, usual=0.9)
     seed, progress = check_seed(seed), flag("progress", progress)
     if site is not None:

@@ -1,5 +1,6 @@
 """The public constructors and functions with a good call each, and values that are wrong nearly everywhere."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -7,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tables import GUIDES, MODELS, OBJECTIVES, binary, fits
 from torch import Tensor, nn
 
 import pvae
@@ -16,6 +16,7 @@ from pvae.guides import MeanField
 from pvae.models import VAE, likelihoods, priors, transitions
 from pvae.nets import MLP
 from pvae.objectives import baselines
+from tests.tables import GUIDES, MODELS, OBJECTIVES, binary, fits
 
 
 class Unprintable:
@@ -50,10 +51,12 @@ POOL: dict[str, Any] = {
     "minus inf": -math.inf,
     "numpy nan": np.float32("nan"),
     "huge": 10**30,
+    "beyond single precision": 1e300,
+    "below single precision": 1e-300,
     "beyond floats": 10**400,
     "complex": 1j,
     "empty word": "",
-    "word": "x",
+    "word": "nonsense",
     "bytes": b"x",
     "empty tuple": (),
     "words": ["x"],
@@ -84,7 +87,7 @@ POOL: dict[str, Any] = {
 }
 
 # Data come in by another door, which has tests of its own.
-DATA = {"batch", "data", "example_batch", "x", "like", "exemplars", "pseudo_inputs", "mean of init_output_bias"}
+DATA = {"*": {"batch", "data", "example_batch", "x", "like"}, "truth": set(), "priors": set()}
 
 
 class Subject(NamedTuple):
@@ -101,7 +104,11 @@ class Subject(NamedTuple):
 
     def wrongly(self, parameter: str, value: Any) -> Any:
         """Call with one wrong value, and use what comes of it."""
-        return self.use(self.call(**{**self.good, parameter: value}))
+        try:
+            return self.use(self.call(**{**self.good, parameter: value}))
+        finally:
+            for module, state in STATES:
+                module.load_state_dict(state)
 
 
 X = (torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
@@ -115,7 +122,8 @@ def vae(prior: Any = None, likelihood: Any = None) -> VAE:
 
 MODEL = vae()
 GUIDE = MeanField(MODEL, X, hidden=(5,))
-LINEAR = models.LinearGaussian(4, 2)
+# Training with another rate may leave any weights.
+STATES = [(module, copy.deepcopy(module.state_dict())) for module in (MODEL, GUIDE)]
 
 
 def weighed(model: Any, guide: Any, batch: Any) -> Any:
@@ -144,7 +152,8 @@ def _use_model(name: str) -> Callable[[Any], Any]:
 
 def _use_likelihood(x: Tensor) -> Callable[[Any], Any]:
     def use(likelihood: Any) -> Any:
-        model = vae(likelihood=likelihood)
+        shape = tuple(x.shape[1:])
+        model = VAE(shape, 2, likelihood=likelihood, decoder=MLP(2, (5,), likelihood.parameter_shape(shape)))
         return weighed(model, None, x)
 
     return use
@@ -288,7 +297,14 @@ def _objectives() -> dict[str, Subject]:
 
 
 def _estimators() -> dict[str, Subject]:
-    small = {"num_samples": 4, "num_temperatures": 2, "num_leapfrog": 1, "points_per_dim": 30, "step_mode": "eager"}
+    small = {
+        "num_samples": 4,
+        "num_temperatures": 2,
+        "num_leapfrog": 1,
+        "step_size": 0.1,
+        "points_per_dim": 30,
+        "step_mode": "eager",
+    }
     found = {}
     for name in vars(estimators):
         kind = getattr(estimators, name)
@@ -308,10 +324,10 @@ def _diagnostics() -> dict[str, Subject]:
         "active_dimensions": {"guide": GUIDE, "x": X, "num_samples": 2},
         "calibration": {**pair, "like": X, "num_simulations": 20, "num_samples": 2},
         "collapse": {**pair, "data": X, "num_samples": 2},
-        "gradient_variance": {**pair, "objective": objectives.ELBO(), "batch": X, "num_repeats": 20},
+        "gradient_variance": {**pair, "objective": objectives.ELBO(), "batch": X[:2], "num_repeats": 20},
         "inference_gap": {
             **pair,
-            "data": X,
+            "data": X[:2],
             "num_samples": 2,
             "local_steps": 2,
             "local_samples": 2,
@@ -345,7 +361,7 @@ def _functions() -> dict[str, Subject]:
         "pvae.fit": Subject(
             pvae.fit, {**pair, "data": X, "steps": 1, "step_mode": "eager", "progress": False}, nothing
         ),
-        "pvae.log_marginal": Subject(pvae.log_marginal, {**pair, "data": X, **few}, nothing),
+        "pvae.log_marginal": Subject(pvae.log_marginal, {**pair, "data": X, **few, "max_samples": 6}, nothing),
         "pvae.log_weights": Subject(pvae.log_weights, {**pair, "batch": X, "num_samples": 2}, nothing),
         "pvae.check": Subject(pvae.check, {**pair, "batch": X}, nothing),
         "pvae.sample": Subject(pvae.sample, {"model": MODEL, "num": 2}, nothing),
@@ -357,7 +373,7 @@ def _functions() -> dict[str, Subject]:
             nothing,
         ),
         "pvae.save": Subject(pvae.save, {"path": "run", **pair, "example_batch": X}, nothing),
-        "pvae.load": Subject(pvae.load, {"path": "saved", **pair}, nothing),
+        "pvae.load": Subject(pvae.load, {"path": "nonsense", **pair}, nothing),
     }
 
 

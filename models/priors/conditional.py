@@ -10,7 +10,8 @@ from torch.nn.functional import softplus
 
 from pvae.models.checks import part_or
 from pvae.nets import MLP
-from pvae.support.refusals import number, whole
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["ConditionalPrior"]
 
@@ -36,7 +37,7 @@ class ConditionalPrior(nn.Module):
         super().__init__()
         self.condition_dim = whole("condition_dim", condition_dim, usual=10)
         self.latent_dim = whole("latent_dim", latent_dim, usual=8)
-        self.min_scale = number("min_scale", min_scale, least=0, usual=1e-3)
+        self.min_scale = check_min_scale(min_scale)
         self.net = part_or("net", net, lambda: MLP(self.condition_dim, (), (2, self.latent_dim)), usual="pvae.nets.MLP")
 
     def forward(self, c: Tensor) -> dist.TorchDistribution:

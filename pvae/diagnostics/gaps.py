@@ -21,7 +21,8 @@ from pvae.params import Parameters, find_parameters
 from pvae.runs import run_pair
 from pvae.sites import Batch
 from pvae.store import private_store
-from pvae.support.refusals import function, number, shown, whole
+from pvae.support.arguments import GUIDE
+from pvae.support.refusals import built, function, number, shown, whole
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -180,7 +181,8 @@ def _look(
     judging, reporting = torch.randint(2**31, (2,)).tolist()
     with private_store(model, guide):
         if local_guide is not None:
-            local, only = local_guide(*batch), None
+            with running("local_guide", batch):
+                local, only = built("what local_guide gives", local_guide(*batch), usual=GUIDE), None
         elif parameters.guide_only:
             local, only = free_guide(guide, batch)
         else:

@@ -21,7 +21,7 @@ from pvae.params import Parameters, settle
 from pvae.sites import Batch
 from pvae.store import private_store
 from pvae.support.arguments import check_pair, check_seed
-from pvae.support.refusals import instance, nearest, shown, whole
+from pvae.support.refusals import instance, nearest, one_line, shown, whole
 
 __all__ = ["GradientVariance", "gradient_variance"]
 
@@ -202,7 +202,7 @@ def _groups(parameters: Parameters, groups: Mapping[str, Sequence[str]] | None) 
         what = "a list of parameter names"
         for name in instance(f"group {shown(group)}", members, (list, tuple, set), what=what, usual=f"{names[:1]}"):
             if name not in names:
-                raise ValueError(f"the pair has no parameter {shown(name)}: {nearest(name, names)}")
+                raise ValueError(one_line(f"the pair has no parameter {shown(name)}: {nearest(name, names)}"))
     together = {group: torch.cat([places[name] for name in members]) for group, members in groups.items() if members}
     return together | places
 
@@ -219,7 +219,8 @@ def _flat(reference: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
     """
     for name, value in reference.items():
         if name not in shapes:
-            raise ValueError(f"the reference names {shown(name)}, which is no parameter: {nearest(name, shapes)}")
+            line = f"the reference names {shown(name)}, which is no parameter of the pair: {nearest(name, shapes)}"
+            raise ValueError(one_line(line))
         if not isinstance(value, Tensor) or shapes[name] != value.shape:
             raise ValueError(
                 f"the reference gives {name!r} as {shown(value)}, and the parameter has the shape "

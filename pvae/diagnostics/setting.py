@@ -18,6 +18,7 @@ from pvae.params import Parameters, settle
 from pvae.sites import Batch
 from pvae.store import private_store
 from pvae.support.arguments import check_pair, check_seed
+from pvae.support.refusals import whole
 
 __all__ = ["PerDatum", "looking", "rows_at_once", "take"]
 
@@ -65,7 +66,7 @@ def looking(
 ) -> Iterator[tuple[Parameters, Batches]]:
     """The parameters of a pair and its data on one device, in a param store, random state and mode of their own."""
     check_pair(model, guide)
-    seed = check_seed(seed)
+    seed, batch_size = check_seed(seed), whole("batch_size", batch_size, usual=100)
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)

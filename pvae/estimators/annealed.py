@@ -63,7 +63,7 @@ class AnnealedImportanceSampling:
         self.num_temperatures = whole("num_temperatures", num_temperatures, usual=1000)
         self.num_leapfrog = whole("num_leapfrog", num_leapfrog, usual=10)
         if step_size is not None:
-            number("step_size", step_size, above=0, usual="0.1, or leave it out to have it tuned")
+            step_size = number("step_size", step_size, above=0, usual="0.1, or leave it out to have it tuned")
         choice("schedule", schedule, get_args(Schedule))
         self.schedule, self.step_size, self.chunk_size, self.step_mode = schedule, step_size, chunk_size, step_mode
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pvae.support.refusals import shown, whole
 
 __all__ = ["bits_per_dim"]
 
+# Beyond it, a whole number is none of the floats.
+_MOST_NATS = 2**53
 Nats = TypeVar("Nats", float, Tensor)
 
 
@@ -32,6 +34,11 @@ def bits_per_dim(nats: Nats, num_dims: int) -> Nats:
     Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
     """
     whole("num_dims", num_dims, usual="the number of values in one datum")
-    if isinstance(nats, bool) or not isinstance(nats, (numbers.Real, np.ndarray, Tensor)):
+    # Of any size: log p(x) may be -inf.
+    is_number = isinstance(nats, (int, float, np.number)) and not isinstance(nats, (bool, complex, np.complexfloating))
+    is_array = isinstance(nats, np.ndarray) and nats.dtype.kind in "fiu"
+    if isinstance(nats, Tensor):
+        is_array = not nats.is_complex() and nats.dtype != torch.bool
+    if not (is_number or is_array) or (isinstance(nats, int) and abs(nats) > _MOST_NATS):
         raise ValueError(f"nats must be a number or a tensor of them, got {shown(nats)}; give for example result.mean")
     return -nats / (num_dims * math.log(2))

@@ -177,6 +177,7 @@ def log_marginal(
     estimator = require_estimator(ImportanceSampling() if estimator is None else estimator)
     check_pair(model, guide)
     seed, progress = check_seed(seed), flag("progress", progress)
+    batch_size = whole("batch_size", batch_size, usual=100)
     whole("max_samples", max_samples, usual=1_000_000)
     rounds = None if target_se is None else Rounds(estimator, target_se, max_samples)
     source = Batches(data, batch_size, split="test")

@@ -49,7 +49,7 @@ class ParzenWindow:
         if bandwidth is None and num_samples < 2:
             raise ValueError("one sample has no spread to choose a bandwidth by; draw more, or give bandwidth=")
         if bandwidth is not None:
-            number("bandwidth", bandwidth, above=0, usual="0.2, or leave it out to have it chosen")
+            bandwidth = number("bandwidth", bandwidth, above=0, usual="0.2, or leave it out to have it chosen")
         self.bandwidth = bandwidth
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

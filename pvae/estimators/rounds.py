@@ -37,15 +37,18 @@ class Rounds:
     """
 
     def __init__(self, estimator: Any, target_se: float, max_samples: int) -> None:
-        number("target_se", target_se, above=0, usual="0.02 nats")
+        self.target_se = number("target_se", target_se, above=0, usual="0.02 nats")
         if not getattr(estimator, "averages_weights", False):
             raise ValueError(
                 f"target_se pools draws of several rounds, but the value of this {type(estimator).__name__} is not the "
                 "log of a plain mean of weights; use ImportanceSampling, or leave target_se out"
             )
         # At least the draws of the first round.
-        whole("max_samples", max_samples, estimator.num_samples, usual="more, or give the estimator fewer num_samples")
-        self.estimator, self.target_se, self.max_samples = estimator, target_se, max_samples
+        least = estimator.num_samples
+        self.max_samples = whole(
+            "max_samples", max_samples, least, usual="more, or give the estimator fewer num_samples"
+        )
+        self.estimator = estimator
 
     def run(self, first: Iterable[tuple[Batch, Estimate]], draw: Draw, batch_size: int) -> Estimate:
         """From the first round, one batch with its estimate after another, to what all rounds say, (N,).

@@ -73,7 +73,8 @@ class InfoVAE(Objective):
         )
         self.kernel = choice("kernel", kernel, get_args(KernelName))
         if scale is not None:
-            number("scale", scale, above=0, usual="1.0, or leave it out to have it read off the prior")
+            # Its square has to be a number, too.
+            number("scale", scale, least=1e-15, most=1e15, usual="1.0, or leave it out to have it read off the prior")
         self.scale = scale
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:

@@ -37,6 +37,7 @@ __all__ = [
 _MOST_LETTERS, _MOST_SHOWN = 300, 60
 # Beyond it, sizes of arrays overflow before any memory is asked for.
 _MOST_WHOLE = 2**53
+_LEAST_NUMBER, _MOST_NUMBER = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def one_line(text: str, most: int = _MOST_LETTERS) -> str:
@@ -91,7 +92,9 @@ def number(
         finite = float(value) if is_number else math.nan
     except OverflowError:  # a whole number larger than any float
         finite = math.nan
-    if not math.isfinite(finite) or not (above < finite < below and least <= finite <= most):
+    # Neither may single precision make infinity of it, nor 0 where that is left out.
+    is_held = abs(finite) <= _MOST_NUMBER and not (above == 0 and finite < _LEAST_NUMBER)
+    if not is_held or not (above < finite < below and least <= finite <= most):
         bounds = [
             word
             for word, bound in (

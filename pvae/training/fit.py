@@ -25,7 +25,7 @@ from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
-from pvae.support.arguments import check_pair, check_seed
+from pvae.support.arguments import check_pair, check_seed, path_of
 from pvae.support.refusals import choice, flag, function, instance, nearest, number, one_line, shown, whole
 from pvae.training.checkpoint import write_run
 from pvae.training.last_batch import settle_last_batches
@@ -157,8 +157,12 @@ def fit(
             parameter. The pair keeps the weights it had before that step.
     """
     check_pair(model, guide)
-    _check_arguments(epochs, steps, lr, clip_norm, ema, early_stopping)
+    _check_lengths(epochs, steps, early_stopping)
+    lr = number("lr", lr, above=0, usual=1e-3)
+    clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, above=0, usual=10)
+    ema = None if ema is None else number("ema", ema, above=0, below=1, usual=0.999)
     seed, progress = check_seed(seed), flag("progress", progress)
+    batch_size = whole("batch_size", batch_size, usual=100)
     choice("step_mode", step_mode, get_args(StepMode))
     turns = turns_for(inference_steps)
     if choice("train", train, ("both", "guide")) == "guide" and type(turns) is not Turns:
@@ -252,31 +256,19 @@ def _built_from_functions() -> Iterator[None]:
 def _new_run(out: str | Path | None) -> Path | None:
     if out is None:
         return None
-    folder = Path(instance("out", out, (str, Path), what="the path of a new folder", usual="'runs/first'"))
+    folder = path_of("out", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose a new folder, nothing was overwritten")
     return folder
 
 
-def _check_arguments(
-    epochs: int | None,
-    steps: int | None,
-    lr: float,
-    clip_norm: float | None,
-    ema: float | None,
-    early_stopping: int | None,
-) -> None:
+def _check_lengths(epochs: int | None, steps: int | None, early_stopping: int | None) -> None:
     if (epochs is None) == (steps is None):
         given = "neither" if epochs is None else "both"
         raise ValueError(f"give either epochs or steps, to say how long to train; got {given}")
     for name, size, many in (("epochs", epochs, 100), ("steps", steps, 10_000), ("early_stopping", early_stopping, 10)):
         if size is not None:
             whole(name, size, usual=many)
-    number("lr", lr, above=0, usual=1e-3)
-    if clip_norm is not None:
-        number("clip_norm", clip_norm, above=0, usual=10)
-    if ema is not None:
-        number("ema", ema, above=0, below=1, usual=0.999)
 
 
 def _check_functions(objective: Any, optimizer: Any, schedule: Any, kl_schedule: Any, callbacks: Any) -> None:
