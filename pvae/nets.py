@@ -199,8 +199,8 @@ def init_output_bias(net: nn.Module, mean: Tensor, least: float = 1e-3) -> None:
             f"the last layer has {bias.numel()} outputs, the data mean {mean.numel()} values; "
             "the bias can start at the data mean only for a likelihood with one parameter per value"
         )
-    if not bool(((mean >= 0) & (mean <= 1)).all()):
-        raise ValueError(f"mean must lie in [0, 1], got values outside of it in {shown(mean)}; give data.train.mean(0)")
+    if not bool(mean.isfinite().all()):
+        raise ValueError(f"mean must be finite, got nan or inf in {shown(mean)}; give data.train.mean(0)")
     bias.copy_(mean.flatten().clamp(least, 1 - least).logit())
 
 
