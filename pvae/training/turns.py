@@ -81,7 +81,7 @@ class Aggressive(Turns):
     def __init__(self, most: int = 100, *, window: int = 10) -> None:
         self.most, self.window = whole("most", most, usual=100), whole("window", window, usual=10)
         if window > most:
-            raise ValueError(f"window must be at most most, got {window} and {most}; try 10 and 100")
+            raise ValueError(f"window must be no larger than most, got {window} and {most}; try 10 and 100")
         self.is_over = False
         self._best_information = -math.inf
         self._losses: list[float] = []
