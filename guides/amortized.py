@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.contexts import called_modules
+from pvae.contexts import called_modules, running
 from pvae.nets import MLP, glorot
-from pvae.sites import LatentSite, as_batch, latent_sites
+from pvae.sites import Batch, LatentSite, as_batch, latent_sites
+from pvae.support.refusals import built, shown, widths
 
-__all__ = ["Encoder", "constrained", "read"]
+__all__ = ["Encoder", "constrained", "read", "width_given"]
 
 
 class Encoder(nn.Module):
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
         net: Callable[..., Tensor] | None,
     ) -> None:
         super().__init__()
-        batch = as_batch(example_batch)
+        batch, hidden = as_batch(example_batch), widths("hidden", hidden)
         self.shapes = [tuple(part.shape[1:]) for part in batch]
         if net is None and not hidden:
             raise ValueError("hidden must name at least one width, got none; try (200, 200)")
@@ -51,9 +52,7 @@ class Encoder(nn.Module):
         else:
             self.net, self.default = net, False
             self.last = nn.Identity()
-            # In evaluation mode, so that a look at the width changes no batch statistics.
-            with torch.no_grad(), called_modules():
-                features = net(*batch).shape[-1]
+            features = width_given("encoder", net, batch)
         self.head = glorot(nn.Linear(features, num_outputs))
         like = next((part for part in batch if part.is_floating_point()), None)
         if like is not None and net is None:
@@ -71,6 +70,23 @@ class Encoder(nn.Module):
             weight = self.head.weight
             batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
         return self.head(self.last(self.net(*batch)))
+
+
+def width_given(name: str, net: Callable[..., Tensor], batch: Batch, lead: tuple[str, ...] = ("B",)) -> int:
+    """F of the features (*lead, F) that a net of the user's gives for a batch, the lead being dims of its first part.
+
+    Raises: ValueError for what is no net, or gives another shape.
+    """
+    built(name, net, usual="pvae.nets.MLP(in_shape, (200,), 200)")
+    # In evaluation mode, so that a look at the width changes no batch statistics.
+    with torch.no_grad(), called_modules(), running(name, batch):
+        features = net(*batch)
+    if not isinstance(features, Tensor) or features.shape[:-1] != batch[0].shape[: len(lead)]:
+        raise ValueError(
+            f"{name} must give features ({', '.join((*lead, 'F'))}) of a batch of shape {tuple(batch[0].shape)}, got "
+            f"{shown(features)}; end it in one vector for each"
+        )
+    return features.shape[-1]
 
 
 def read(model: Callable[..., object], example_batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:

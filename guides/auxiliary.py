@@ -15,6 +15,8 @@ from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
 from pvae.sites import LatentSite
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole, widths
 
 __all__ = ["Auxiliary"]
 
@@ -62,13 +64,12 @@ class Auxiliary(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        if not isinstance(auxiliary_dim, int) or auxiliary_dim < 1:
-            raise ValueError(f"auxiliary_dim must be a whole number of at least 1, got {auxiliary_dim!r}; try 8")
+        auxiliary_dim, hidden = whole("auxiliary_dim", auxiliary_dim, usual=8), widths("hidden", hidden)
         self.sites = read(model, example_batch)
         self.auxiliary = LatentSite(
             "auxiliary", torch.Size([auxiliary_dim]), constraints.real_vector, (), self.sites[0].data_plate
         )
-        self.min_scale = min_scale
+        self.min_scale = check_min_scale(min_scale)
         self.widths = [2 * width(site) for site in self.sites]
         self.conditional = Conditional(auxiliary_dim, hidden, sum(self.widths))
         self.reverse = Conditional(sum(self.widths) // 2, hidden, 2 * auxiliary_dim)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, widths
 
 __all__ = ["BottomUp"]
 
@@ -47,11 +49,12 @@ class BottomUp(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = tuple(reversed(read(model, example_batch)))
-        self.min_scale = min_scale
-        widths = [width(site) for site in self.sites]
-        nets = [Conditional(below, hidden, 2 * own, sees_data) for below, own in itertools.pairwise(widths)]
+        self.min_scale = check_min_scale(min_scale)
+        hidden, sees_data = widths("hidden", hidden), flag("sees_data", sees_data)
+        sizes = [width(site) for site in self.sites]
+        nets = [Conditional(below, hidden, 2 * own, sees_data) for below, own in itertools.pairwise(sizes)]
         self.nets = nn.ModuleList(nets)
-        self.num_features = [2 * widths[0], *(net.num_features for net in nets)]
+        self.num_features = [2 * sizes[0], *(net.num_features for net in nets)]
         self.encoder = Encoder(example_batch, sum(self.num_features), hidden, encoder)
         self.nets.to(self.encoder.head.weight.dtype)
 

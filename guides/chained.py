@@ -12,6 +12,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from pvae.models.two_stage_vae import TwoStageVAE
+from pvae.support.refusals import built, shown
 
 __all__ = ["Chained"]
 
@@ -34,8 +35,9 @@ class Chained(nn.Module):
     def __init__(self, model: TwoStageVAE, first: Callable[..., object], second: Callable[..., object]) -> None:
         super().__init__()
         if not isinstance(model, TwoStageVAE):
-            raise ValueError(f"guides are chained for TwoStageVAE, got {type(model).__name__}; use TopDown")
-        self.first, self.second = first, second
+            raise ValueError(f"guides are chained for TwoStageVAE, got {shown(model)}; use TopDown")
+        self.first = built("first", first, usual="a guide of model.first")
+        self.second = built("second", second, usual="a guide of model.second")
 
     def forward(self, *batch: Tensor) -> None:
         """Sample z and u for each datum of the batch."""

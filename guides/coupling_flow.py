@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pvae.autoregressive import MonotonicAffineTransform, autoregressive_step
 from pvae.guides.flow import Flow
+from pvae.support.refusals import whole, widths
 
 __all__ = ["CouplingFlow"]
 
@@ -48,6 +49,8 @@ class CouplingFlow(Flow):
         context: int = 64,
         min_scale: float = 1e-4,
     ) -> None:
+        # The steps need a context to depend on the data.
+        context, step_hidden = whole("context", context, usual=64), widths("step_hidden", step_hidden, usual=(128,))
         super().__init__(model, example_batch, hidden, encoder, length, min_scale, lambda _dim: context)
         is_odd = torch.arange(self.dim) % 2 == 1
         of_even = is_odd[:, None] & ~is_odd

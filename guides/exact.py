@@ -6,6 +6,7 @@ import pyro
 from torch import Tensor, nn
 
 from pvae.models.linear_gaussian import LinearGaussian
+from pvae.support.refusals import shown
 
 __all__ = ["Exact"]
 
@@ -23,9 +24,7 @@ class Exact(nn.Module):
     def __init__(self, model: LinearGaussian) -> None:
         super().__init__()
         if not isinstance(model, LinearGaussian):
-            raise ValueError(
-                f"the exact posterior is known for LinearGaussian, got {type(model).__name__}; use FullCovariance"
-            )
+            raise ValueError(f"the exact posterior is known for LinearGaussian, got {shown(model)}; use FullCovariance")
         self.model = model
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:

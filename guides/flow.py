@@ -16,6 +16,8 @@ from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.mean_field import sample_independently
 from pvae.guides.placing import width
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["Flow", "Flowed"]
 
@@ -49,16 +51,11 @@ class Flow(nn.Module):
         num_context: Callable[[int], int],
     ) -> None:
         super().__init__()
-        if not isinstance(length, int) or length < 0:
-            raise ValueError(f"length must be a whole number of at least 0, got {length!r}; 0 is MeanField")
+        self.length = whole("length", length, 0, usual="2; 0 is MeanField")
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
-        self.length, self.min_scale = length, min_scale
         self.dim = sum(width(site) for site in self.sites)
         self.num_context = num_context(self.dim) if length else 0
-        if length and self.num_context < 1:
-            raise ValueError(
-                f"context must be at least 1, got {self.num_context!r}; the steps need it to depend on the data; try 64"
-            )
         self.encoder = Encoder(example_batch, 2 * self.dim + self.num_context, hidden, encoder)
 
     @abstractmethod

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
+from pvae.support.arguments import check_min_scale
 
 __all__ = ["FullCovariance"]
 
@@ -46,7 +47,7 @@ class FullCovariance(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
-        self.min_scale = min_scale
+        self.min_scale = check_min_scale(min_scale)
         self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim + self.dim * (self.dim + 1) // 2, hidden, encoder)
 

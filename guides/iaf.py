@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pvae.autoregressive import autoregressive_step
 from pvae.guides.flow import Flow
+from pvae.support.refusals import number, whole, widths
 
 __all__ = ["IAF"]
 
@@ -55,9 +56,11 @@ class IAF(Flow):
         gate_bias: float = 2.0,
         min_scale: float = 1e-4,
     ) -> None:
+        # The steps need a context to depend on the data.
+        context, step_hidden = whole("context", context, usual=64), widths("step_hidden", step_hidden, usual=(128,))
         super().__init__(model, example_batch, hidden, encoder, length, min_scale, lambda _dim: context)
         before = torch.ones(self.dim, self.dim, dtype=torch.bool).tril(-1)
-        gate = partial(_Gate, bias=gate_bias)
+        gate = partial(_Gate, bias=number("gate_bias", gate_bias, usual=2.0))
         self.steps = nn.ModuleList(
             autoregressive_step(self.dim, context, step_hidden, before.T if index % 2 else before, gate, ((), ()))
             for index in range(length)

@@ -13,6 +13,7 @@ from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
 from pvae.implicit import Implicit as ImplicitDistribution
 from pvae.nets import MLP
+from pvae.support.refusals import whole, widths
 
 __all__ = ["Implicit"]
 
@@ -53,11 +54,10 @@ class Implicit(nn.Module):
         context: int = 50,
     ) -> None:
         super().__init__()
-        for name, size in {"noise_dim": noise_dim, "context": context}.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 16")
+        self.noise_dim = noise_dim = whole("noise_dim", noise_dim, usual=16)
+        context, hidden = whole("context", context, usual=50), widths("hidden", hidden)
         self.sites = read(model, example_batch)
-        self.dim, self.noise_dim = sum(width(site) for site in self.sites), noise_dim
+        self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim + context, hidden, encoder)
         self.net = MLP(context + noise_dim, hidden[-1:], self.dim).to(self.encoder.head.weight)
 

@@ -20,6 +20,8 @@ from pvae.guides.placing import arrange, width
 from pvae.nets import MLP
 from pvae.sites import LatentSite, as_batch
 from pvae.store import private_store
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["Ladder"]
 
@@ -59,14 +61,15 @@ class Ladder(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
+        hidden = widths("hidden", hidden)
         # Not a part of the guide: its parameters stay the model's.
         object.__setattr__(self, "model", model)
         self.sites = read(model, example_batch)
         self._look(as_batch(example_batch))
-        self.min_scale = min_scale
-        widths = [2 * width(site) for site in reversed(self.sites)]
+        self.min_scale = check_min_scale(min_scale)
+        sizes = [2 * width(site) for site in reversed(self.sites)]
         # A layer's net gives its own numbers, and beside them what the layers above are computed from.
-        self.splits = [[own, _upwards(widths[index + 1 :], hidden)] for index, own in enumerate(widths)]
+        self.splits = [[own, _upwards(sizes[index + 1 :], hidden)] for index, own in enumerate(sizes)]
         self.encoder = Encoder(example_batch, sum(self.splits[0]), hidden, encoder)
         self.steps = nn.ModuleList(
             nn.Sequential(nn.Tanh(), MLP(hidden[0], hidden[1:], sum(split))) if hidden else nn.Identity()

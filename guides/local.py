@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pvae.contexts import called_modules
+from pvae.contexts import called_modules, running
 from pvae.guides.mean_field import MeanField
 from pvae.sites import Batch, as_batch
+from pvae.support.arguments import MODEL
+from pvae.support.refusals import built, function, shown
 
 __all__ = ["Local", "encoder_of"]
 
@@ -48,7 +50,10 @@ class Local(nn.Module):
     ) -> None:
         super().__init__()
         batch = as_batch(data)
-        guide = family(model, data)
+        function("family", family, usual="pvae.guides.MeanField")
+        built("model", model, usual=MODEL)
+        with running("family", batch):
+            guide = family(model, data)
         with torch.no_grad(), called_modules():
             numbers = encoder_of(guide)(*batch)
         if not isinstance(numbers, Tensor) or numbers.dim() != 2 or len(numbers) != len(batch[0]):
@@ -117,5 +122,5 @@ def encoder_of(guide: Any) -> nn.Module:
     if isinstance(guide, nn.Module) and isinstance(encoder, nn.Module):
         return encoder
     raise ValueError(
-        f"family must give a guide with an `encoder` module, got {type(guide).__name__}; use a class such as MeanField"
+        f"family must give a guide with an `encoder` module, got {shown(guide)}; use a class such as MeanField"
     )

@@ -15,6 +15,8 @@ from torch.nn.functional import softplus
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["LowRank"]
 
@@ -51,10 +53,9 @@ class LowRank(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}; without a factor use MeanField")
+        self.rank = rank = whole("rank", rank, usual="2; without a factor use MeanField")
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
-        self.rank, self.min_scale = rank, min_scale
         self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim * (2 + rank), hidden, encoder)
 

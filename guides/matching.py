@@ -15,7 +15,7 @@ from pvae.guides.amortized import constrained
 from pvae.guides.families import FAMILIES, NORMAL, Family
 from pvae.guides.placing import arrange, free_shape, inner_shape
 from pvae.sites import LatentSite
-from pvae.support.refusals import nearest
+from pvae.support.refusals import choice, instance, shown
 
 __all__ = ["at_site", "match", "num_outputs"]
 
@@ -27,13 +27,13 @@ def match(sites: Sequence[LatentSite], family: str | Mapping[str, str]) -> tuple
 
     Raises: ValueError for a name that no family or site has, or a family that does not fit its site's support.
     """
+    instance("family", family, (str, Mapping), what="a name, or names by site", usual="'normal' or {'rate': 'gamma'}")
     by_site = dict.fromkeys((site.name for site in sites), family) if isinstance(family, str) else dict(family)
     for name, word in by_site.items():
         if name not in {site.name for site in sites}:
             found = ", ".join(site.name for site in sites)
-            raise ValueError(f"family names site '{name}', the model's latent sites are {found}; use one of them")
-        if word not in FAMILIES:
-            raise ValueError(f"unknown family {word!r}: {nearest(word, list(FAMILIES))}")
+            raise ValueError(f"family names site {shown(name)}, the model's latent sites are {found}; use one of them")
+        choice("family", word, list(FAMILIES))
     return tuple(_fitting(FAMILIES[by_site.get(site.name, "normal")], site) for site in sites)
 
 

@@ -12,6 +12,7 @@ from pvae.guides.families import NORMAL, Family
 from pvae.guides.matching import at_site, match, num_outputs
 from pvae.guides.placing import in_plates
 from pvae.sites import LatentSite
+from pvae.support.arguments import check_min_scale
 
 __all__ = ["MeanField", "sample_independently"]
 
@@ -53,7 +54,7 @@ class MeanField(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
-        self.min_scale = min_scale
+        self.min_scale = check_min_scale(min_scale)
         self.families = match(self.sites, family)
         count = sum(map(num_outputs, self.sites, self.families))
         self.encoder = Encoder(example_batch, count, hidden, encoder)

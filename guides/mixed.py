@@ -13,6 +13,8 @@ from pvae.guides.hierarchical import Conditional
 from pvae.guides.laws import Sampler, law_of
 from pvae.guides.placing import in_plates
 from pvae.sites import latent_sites
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["Mixed"]
 
@@ -47,6 +49,7 @@ class Mixed(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
+        hidden, min_scale = widths("hidden", hidden), check_min_scale(min_scale)
         self.sites = latent_sites(model, example_batch)
         self.laws = tuple(law_of(site, min_scale) for site in self.sites)
         before = itertools.accumulate(law.num_features for law in self.laws)

@@ -14,6 +14,8 @@ from torch.nn.functional import softplus
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.joint import sample_jointly
 from pvae.guides.placing import width
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, whole
 
 __all__ = ["Mixture"]
 
@@ -55,13 +57,13 @@ class Mixture(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        if not isinstance(num_components, int) or num_components < 1:
-            raise ValueError(f"num_components must be a whole number of at least 1, got {num_components!r}; try 5")
+        self.num_components = num_components = whole("num_components", num_components, usual=5)
+        self.learn_weights = flag("learn_weights", learn_weights)
+        self.min_scale = check_min_scale(min_scale)
         self.sites = read(model, example_batch)
-        self.num_components, self.learn_weights, self.min_scale = num_components, learn_weights, min_scale
         self.dim = sum(width(site) for site in self.sites)
         self.size = num_components * self.dim
-        self.encoder = Encoder(example_batch, 2 * self.size + num_components * learn_weights, hidden, encoder)
+        self.encoder = Encoder(example_batch, 2 * self.size + num_components * self.learn_weights, hidden, encoder)
         # Components that start as one have one gradient, and stay one.
         start = torch.randn(num_components, self.dim)
         with torch.no_grad():

@@ -8,12 +8,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import called_modules
-from pvae.guides.amortized import read
+from pvae.guides.amortized import read, width_given
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
 from pvae.nets import glorot
 from pvae.sites import LatentSite, as_batch
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["Recurrent"]
 
@@ -49,10 +50,11 @@ class Recurrent(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
+        hidden = widths("hidden", hidden, usual=(200,))
         batch = as_batch(example_batch)
         self.sites = read(model, example_batch)
         self.num_steps = _steps(self.sites, batch)
-        self.min_scale = min_scale
+        self.min_scale = check_min_scale(min_scale)
         own = width(self.sites[0])
         self.net = Conditional(own, hidden, 2 * own)
         self.linear = glorot(nn.Linear(own, own))
@@ -62,9 +64,7 @@ class Recurrent(nn.Module):
             num_features = self.net.num_features
         else:
             self.encoder = encoder
-            # In evaluation mode, so that a look at the width changes no batch statistics.
-            with torch.no_grad(), called_modules():
-                num_features = encoder(*batch).shape[-1]
+            num_features = width_given("encoder", encoder, batch, ("B", "T"))
         self.head = glorot(nn.Linear(num_features, self.net.num_features))
         if batch[0].is_floating_point():
             self.to(batch[0].dtype)

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pvae.contexts import running
 from pvae.guides.amortized import read
 from pvae.guides.local import encoder_of
 from pvae.guides.mean_field import MeanField
@@ -23,6 +24,7 @@ from pvae.places import Place
 from pvae.runs import run_pair
 from pvae.sites import Batch, as_batch
 from pvae.store import private_store
+from pvae.support.refusals import flag, function, number, whole
 
 __all__ = ["SemiAmortized"]
 
@@ -72,14 +74,14 @@ class SemiAmortized(nn.Module):
         differentiable: bool = False,
     ) -> None:
         super().__init__()
-        for name, count, least in (("num_steps", num_steps, 0), ("num_samples", num_samples, 1)):
-            if not isinstance(count, int) or count < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}; try 5")
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, got {lr!r}; try 0.05")
+        self.num_steps = whole("num_steps", num_steps, 0, usual=5)
+        self.num_samples = whole("num_samples", num_samples, usual=4)
+        self.lr = number("lr", lr, above=0, usual=0.05)
+        self.differentiable = flag("differentiable", differentiable)
+        function("family", family, usual="pvae.guides.MeanField")
         read(model, example_batch)
-        self.num_steps, self.lr, self.num_samples, self.differentiable = num_steps, lr, num_samples, differentiable
-        self.guide = family(model, example_batch, hidden=hidden, encoder=encoder)
+        with running("family", as_batch(example_batch)):
+            self.guide = family(model, example_batch, hidden=hidden, encoder=encoder)
         self.guide.encoder = _Encoder(encoder_of(self.guide))
         # Not as a submodule: its parameters are the model's own.
         self.model = (model,)

@@ -13,13 +13,15 @@ from torch import BoolTensor, Tensor, nn
 from torch.distributions import constraints
 
 from pvae.contexts import evaluation
-from pvae.guides.amortized import Encoder, read
+from pvae.guides.amortized import Encoder, read, width_given
 from pvae.guides.hierarchical import Conditional
 from pvae.guides.laws import Sampler, categories, gaussian
 from pvae.guides.placing import in_plates
 from pvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pvae.nets import class_numbers, one_hot
 from pvae.sites import LatentSite, as_batch
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import shown, widths
 
 __all__ = ["SemiSupervised"]
 
@@ -56,7 +58,8 @@ class SemiSupervised(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, SemiSupervisedVAE):
-            raise ValueError(f"classes are known for SemiSupervisedVAE, got {type(model).__name__}; use MeanField")
+            raise ValueError(f"classes are known for SemiSupervisedVAE, got {shown(model)}; use MeanField")
+        hidden, min_scale = widths("hidden", hidden), check_min_scale(min_scale)
         x = as_batch(example_batch)[0]
         sites, self.num_classes = read(model, x), model.num_classes
         support = constraints.integer_interval(0, self.num_classes - 1)
@@ -66,6 +69,11 @@ class SemiSupervised(nn.Module):
         self.encoder = Encoder(x, self.conditional.num_features, hidden, encoder)
         self.conditional.to(self.encoder.head.weight.dtype)
         self.classifier = Encoder(x, self.num_classes, hidden, None) if classifier is None else classifier
+        if (found := width_given("classifier", self.classifier, (x,))) != self.num_classes:
+            raise ValueError(
+                f"classifier must give logits (B, {self.num_classes}), one per class, got {found} of them; end it in "
+                "as many"
+            )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sample the missing labels and every continuous site, for each datum of x (B, ...) with labels y."""

@@ -12,6 +12,7 @@ from torch.distributions import AffineTransform
 
 from pvae.autoregressive import MonotonicRQSTransform, autoregressive_step
 from pvae.guides.flow import Flow
+from pvae.support.refusals import number, whole, widths
 
 __all__ = ["SplineFlow"]
 
@@ -55,7 +56,10 @@ class SplineFlow(Flow):
         bound: float = 5.0,
         min_scale: float = 1e-4,
     ) -> None:
+        # The steps need a context to depend on the data.
+        context, step_hidden = whole("context", context, usual=64), widths("step_hidden", step_hidden, usual=(128,))
         super().__init__(model, example_batch, hidden, encoder, length, min_scale, lambda _dim: context)
+        bins, bound = whole("bins", bins, usual=8), number("bound", bound, above=0, usual=5.0)
         before = torch.ones(self.dim, self.dim, dtype=torch.bool).tril(-1)
         spline, shapes = partial(MonotonicRQSTransform, bound=bound), ((bins,), (bins,), (bins - 1,))
         self.steps = nn.ModuleList(

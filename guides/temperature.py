@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pvae.support.refusals import number
+
 __all__ = ["Temperature"]
 
 
@@ -22,12 +24,10 @@ class Temperature(nn.Module):
 
     def __init__(self, start: float) -> None:
         super().__init__()
-        if not start > 0:
-            raise ValueError(f"temperature must be above 0, got {start!r}; try 1.0")
-        self.register_buffer("value", torch.tensor(float(start)))
+        self.register_buffer("value", torch.tensor(number("temperature", start, above=0, usual=1.0)))
 
     def anneal(self, rate: float = 1e-4, least: float = 0.5) -> Callable[[Mapping[str, Any]], None]:
-        """A callback for `pvae.fit`: after each epoch the temperature is max(least, start exp(-rate step)).
+        """A callback for `pvae.fit`: after each epoch the temperature is max(floor, start exp(-rate step)).
 
         `start` is what it is now, `step` the training steps done so far.
 
@@ -35,11 +35,11 @@ class Temperature(nn.Module):
 
         Jang, Gu and Poole (2017), Categorical Reparameterization with Gumbel-Softmax, section 4.
         """
-        if not rate >= 0 or not least > 0:
-            raise ValueError(f"rate must be at least 0 and least above 0, got {rate!r} and {least!r}; try 1e-4 and 0.5")
+        rate = number("rate", rate, least=0, usual=1e-4)
+        floor = number("least", least, above=0, usual=0.5)
         start = self.value.item()
 
         def cool(record: Mapping[str, Any]) -> None:
-            self.value.fill_(max(least, start * math.exp(-rate * record["step"])))
+            self.value.fill_(max(floor, start * math.exp(-rate * record["step"])))
 
         return cool

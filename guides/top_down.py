@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional, Draws
 from pvae.guides.placing import in_plates, width
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import widths
 
 __all__ = ["TopDown"]
 
@@ -45,12 +47,13 @@ class TopDown(nn.Module):
     ) -> None:
         super().__init__()
         self.sites = read(model, example_batch)
-        self.min_scale = min_scale
-        widths = [width(site) for site in self.sites]
-        above = itertools.accumulate(widths[:-1])
-        nets = [Conditional(num_draws, hidden, 2 * own) for num_draws, own in zip(above, widths[1:], strict=True)]
+        self.min_scale = check_min_scale(min_scale)
+        hidden = widths("hidden", hidden)
+        sizes = [width(site) for site in self.sites]
+        above = itertools.accumulate(sizes[:-1])
+        nets = [Conditional(num_draws, hidden, 2 * own) for num_draws, own in zip(above, sizes[1:], strict=True)]
         self.nets = nn.ModuleList(nets)
-        self.num_features = [2 * widths[0], *(net.num_features for net in nets)]
+        self.num_features = [2 * sizes[0], *(net.num_features for net in nets)]
         self.encoder = Encoder(example_batch, sum(self.num_features), hidden, encoder)
         self.nets.to(self.encoder.head.weight.dtype)
 

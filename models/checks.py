@@ -1,12 +1,15 @@
-"""What models ask of their sizes and of their data, with one line for what is not so."""
+"""What models ask of their parts and of their data, with one line for what is not so."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["check_part", "check_shape", "check_size"]
+from pvae.support.refusals import built, shown
+
+__all__ = ["check_part", "check_shape", "likelihood_or", "part_or"]
 
 
 def check_shape(model: Any, x: Tensor) -> None:
@@ -21,7 +24,17 @@ def check_part(model: Any, name: str, part: Tensor, shape: tuple[int, ...], fix:
         raise ValueError(f"{type(model).__name__} expects {name} of shape ({expected}), got {tuple(part.shape)}; {fix}")
 
 
-def check_size(name: str, size: object, least: int = 1) -> None:
-    """Raise ValueError unless a size is a whole number of at least `least`."""
-    if not isinstance(size, int) or size < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {size!r}; try 8")
+def part_or(name: str, given: Any, default: Callable[[], nn.Module], *, usual: str) -> Any:
+    """A part of a model as it was given, or the default. Raises ValueError for what cannot be called."""
+    return default() if given is None else built(name, given, usual=usual)
+
+
+def likelihood_or(given: Any, default: Callable[[], nn.Module]) -> Any:
+    """The likelihood that was given, or the default. Raises ValueError for what tells no `parameter_shape`."""
+    likelihood = part_or("likelihood", given, default, usual="pvae.models.likelihoods.Bernoulli()")
+    if not callable(getattr(likelihood, "parameter_shape", None)):
+        raise ValueError(
+            f"likelihood must be one of pvae.models.likelihoods, or a module with a parameter_shape as theirs, got "
+            f"{shown(likelihood)}; give for example Bernoulli()"
+        )
+    return likelihood

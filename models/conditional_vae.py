@@ -9,10 +9,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.models.checks import check_part, check_shape
+from pvae.models.checks import check_part, check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import ConditionalPrior
 from pvae.nets import MLP
+from pvae.support.refusals import whole, widths
 
 __all__ = ["ConditionalVAE"]
 
@@ -53,16 +54,22 @@ class ConditionalVAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for name, size in {"latent_dim": latent_dim, "condition_dim": condition_dim}.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 8")
-        self.x_shape, self.latent_dim, self.condition_dim = tuple(x_shape), latent_dim, condition_dim
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.prior = ConditionalPrior(condition_dim, latent_dim) if prior is None else prior
-        self.prior_is_conditional = bool(inspect.signature(self.prior.forward).parameters)
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
-        width = latent_dim + condition_dim
-        self.decoder = MLP(width, (200, 200), parameter_shape) if decoder is None else decoder
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.condition_dim = whole("condition_dim", condition_dim, usual=10)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        self.prior = part_or(
+            "prior",
+            prior,
+            lambda: ConditionalPrior(self.condition_dim, self.latent_dim),
+            usual="ConditionalPrior(condition_dim, latent_dim)",
+        )
+        self.prior_is_conditional = bool(inspect.signature(getattr(self.prior, "forward", self.prior)).parameters)
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)
+        width = self.latent_dim + self.condition_dim
+        self.decoder = part_or(
+            "decoder", decoder, lambda: MLP(width, (200, 200), parameter_shape), usual="pvae.nets.MLP"
+        )
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Run the model on data x (B, *x_shape) and conditions c (B, C); returns the observed x."""

@@ -8,9 +8,10 @@ import pyro
 from torch import Tensor, nn
 
 from pvae.implicit import Implicit
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, part_or
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
+from pvae.support.refusals import whole, widths
 
 __all__ = ["Generator"]
 
@@ -52,10 +53,12 @@ class Generator(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_size("latent_dim", latent_dim)
-        self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
-        self.prior = StandardNormal(latent_dim) if prior is None else prior
-        self.decoder = MLP(latent_dim, (200, 200), self.x_shape) if decoder is None else decoder
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dim), usual="StandardNormal(8)")
+        self.decoder = part_or(
+            "decoder", decoder, lambda: MLP(self.latent_dim, (200, 200), self.x_shape), usual="pvae.nets.MLP"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch x (B, *x_shape); returns the observed x."""

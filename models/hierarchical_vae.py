@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import flag, instance, widths
 
 __all__ = ["HierarchicalVAE"]
 
@@ -59,20 +61,15 @@ class HierarchicalVAE(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        if not latent_dims:
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dims = widths("latent_dims", latent_dims, usual=(100, 50))
+        if not self.latent_dims:
             raise ValueError("latent_dims must name at least one layer, got none; try (100, 50)")
-        for number, latent_dim in enumerate(latent_dims, 1):
-            check_size(f"latent_dims of z{number}", latent_dim)
-        if nets is not None and len(nets) != len(latent_dims):
-            raise ValueError(
-                f"nets must be one per layer, from the data up, got {len(nets)} for {len(latent_dims)} layers; the "
-                "prior is not one of them"
-            )
-        self.x_shape, self.latent_dims = tuple(x_shape), tuple(latent_dims)
-        self.skip, self.min_scale = skip, min_scale
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.prior = StandardNormal(latent_dims[-1]) if prior is None else prior
-        self.nets = nn.ModuleList(self._default_nets(hidden) if nets is None else nets)
+        self.skip, self.min_scale = flag("skip", skip), check_min_scale(min_scale)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dims[-1]), usual="StandardNormal(8)")
+        hidden = widths("hidden", hidden)
+        self.nets = nn.ModuleList(self._default_nets(hidden) if nets is None else self._checked(nets))
 
     @property
     def decoder(self) -> nn.Module:
@@ -95,12 +92,24 @@ class HierarchicalVAE(nn.Module):
     def _inputs(self, layers: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(layers), -1) if self.skip else layers[0]
 
+    def _checked(self, nets: Sequence[nn.Module]) -> list[nn.Module]:
+        what = {"what": "a sequence of modules, from the data up", "usual": "[MLP(...), MLP(...)]"}
+        found = [*instance("nets", nets, (list, tuple, nn.ModuleList, nn.Sequential), **what)]
+        for net in found:
+            instance("each of nets", net, nn.Module, what="a module", usual="pvae.nets.MLP")
+        if len(found) != len(self.latent_dims):
+            raise ValueError(
+                f"nets must be one per layer, from the data up, got {len(found)} for {len(self.latent_dims)} layers; "
+                "the prior is not one of them"
+            )
+        return found
+
     def _default_nets(self, hidden: Sequence[int]) -> list[nn.Module]:
-        widths = list(self.latent_dims)
+        sizes = list(self.latent_dims)
         if self.skip:
-            widths = list(itertools.accumulate(reversed(widths)))[::-1]
+            sizes = list(itertools.accumulate(reversed(sizes)))[::-1]
         between = [max(1, width // 2) for width in hidden]
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)
         outputs = [2 * latent_dim for latent_dim in self.latent_dims[:-1]]
-        above = [MLP(width, between, output) for width, output in zip(widths[1:], outputs, strict=True)]
-        return [MLP(widths[0], hidden, parameter_shape), *above]
+        above = [MLP(width, between, output) for width, output in zip(sizes[1:], outputs, strict=True)]
+        return [MLP(sizes[0], hidden, parameter_shape), *above]

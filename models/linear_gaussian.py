@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pvae.models.likelihoods import observed_only
+from pvae.support.masks import as_mask
+from pvae.support.refusals import whole
 
 __all__ = ["LinearGaussian"]
 
@@ -33,12 +35,10 @@ class LinearGaussian(nn.Module):
 
     def __init__(self, x_dim: int, latent_dim: int) -> None:
         super().__init__()
-        for name, size in {"x_dim": x_dim, "latent_dim": latent_dim}.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 8")
-        self.x_dim, self.latent_dim = x_dim, latent_dim
-        self.weight = nn.Parameter(torch.randn(x_dim, latent_dim) / math.sqrt(latent_dim))
-        self.loc = nn.Parameter(torch.zeros(x_dim))
+        self.x_dim = whole("x_dim", x_dim, usual=8)
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.weight = nn.Parameter(torch.randn(self.x_dim, self.latent_dim) / math.sqrt(self.latent_dim))
+        self.loc = nn.Parameter(torch.zeros(self.x_dim))
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     @classmethod
@@ -51,7 +51,8 @@ class LinearGaussian(nn.Module):
         Raises: ValueError unless x is (N, D) with N >= 2 and 1 <= latent_dim < D, of finite real numbers, and varies in
         more than latent_dim directions: else s2 = 0, and the likelihood has no maximum.
         """
-        if x.dim() != 2 or len(x) < 2 or not isinstance(latent_dim, int) or not 1 <= latent_dim < x.shape[1]:
+        latent_dim = whole("latent_dim", latent_dim, usual=8)
+        if x.dim() != 2 or len(x) < 2 or latent_dim >= x.shape[1]:
             raise ValueError(
                 f"expected data (N, D) with N >= 2 and 1 <= latent_dim < D, got {tuple(x.shape)} and "
                 f"latent_dim {latent_dim}; flatten each datum, or ask for fewer dimensions"
@@ -98,7 +99,7 @@ class LinearGaussian(nn.Module):
             return marginal.log_prob(residual)
         # A missing entry stands in the density as a 0 under N(0, s2).
         of_one = 0.5 * math.log(2 * math.pi) + self.log_scale
-        return marginal.log_prob(residual) + of_one * (~observed.bool()).sum(-1)
+        return marginal.log_prob(residual) + of_one * (~as_mask(observed)).sum(-1)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> dist.MultivariateNormal:
         """Exact p(z | x_obs) = N(M^-1 W'(x - mu), s2 M^-1), M = W'W + s2 I over the observed entries of x (B, D)."""
@@ -114,7 +115,7 @@ class LinearGaussian(nn.Module):
         self._check(x)
         if observed is None:
             return x - self.loc, self.weight
-        observed = observed.bool()
+        observed = as_mask(observed)
         return torch.where(observed, x - self.loc, 0.0), self.weight * observed.unsqueeze(-1)
 
     def _check(self, x: Tensor) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.nets import MLP
+from pvae.support.arguments import check_min_scale, check_seed
+from pvae.support.refusals import whole, widths
 
 __all__ = ["MixtureVAE"]
 
@@ -56,16 +58,19 @@ class MixtureVAE(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        check_size("latent_dim", latent_dim)
-        check_size("num_components", num_components)
-        self.x_shape, self.latent_dim, self.num_components = tuple(x_shape), latent_dim, num_components
-        self.min_scale = min_scale
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
-        self.decoder = MLP(latent_dim, (200, 200), parameter_shape) if decoder is None else decoder
-        self.logits = nn.Parameter(torch.zeros(num_components))
-        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
-        self.raw_scale = nn.Parameter(torch.full((num_components, latent_dim), math.log(math.e - 1)))
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.num_components = whole("num_components", num_components, usual=10)
+        self.min_scale = check_min_scale(min_scale)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)
+        self.decoder = part_or(
+            "decoder", decoder, lambda: MLP(self.latent_dim, (200, 200), parameter_shape), usual="pvae.nets.MLP"
+        )
+        shape = (self.num_components, self.latent_dim)
+        self.logits = nn.Parameter(torch.zeros(self.num_components))
+        self.loc = nn.Parameter(torch.randn(shape))
+        self.raw_scale = nn.Parameter(torch.full(shape, math.log(math.e - 1)))
 
     @property
     def scale(self) -> Tensor:
@@ -96,7 +101,9 @@ class MixtureVAE(nn.Module):
         # Imported here: scikit-learn takes a second that nobody else should pay.
         from sklearn.mixture import GaussianMixture
 
-        fitted = GaussianMixture(self.num_components, covariance_type="diag", n_init=5, random_state=seed)
+        fitted = GaussianMixture(
+            self.num_components, covariance_type="diag", n_init=5, random_state=check_seed(seed) % 2**32
+        )
         fitted.fit(z.double().cpu().numpy())
         self.logits.copy_(torch.as_tensor(fitted.weights_).log())
         self.loc.copy_(torch.as_tensor(fitted.means_))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pvae.contexts import evaluation
-from pvae.models.checks import check_part, check_shape
+from pvae.models.checks import check_part, check_shape, part_or
 from pvae.nets import MLP
+from pvae.support.refusals import whole, widths
 
 __all__ = ["NeuralClassifier"]
 
@@ -39,10 +40,9 @@ class NeuralClassifier(nn.Module):
 
     def __init__(self, x_shape: Sequence[int], num_classes: int, *, net: nn.Module | None = None) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}; try 10")
-        self.x_shape, self.num_classes = tuple(x_shape), num_classes
-        self.net = MLP(self.x_shape, (200, 200), num_classes) if net is None else net
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.num_classes = whole("num_classes", num_classes, 2, usual=10)
+        self.net = part_or("net", net, lambda: MLP(self.x_shape, (200, 200), self.num_classes), usual="pvae.nets.MLP")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Run the model on data x (B, *x_shape) and one-hot labels y (B, C); returns the observed y."""

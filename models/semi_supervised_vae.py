@@ -11,10 +11,11 @@ import torch
 from pyro import poutine
 from torch import BoolTensor, Tensor, nn
 
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP, class_numbers, one_hot
+from pvae.support.refusals import whole, widths
 
 __all__ = ["SemiSupervisedVAE"]
 
@@ -60,15 +61,17 @@ class SemiSupervisedVAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_size("latent_dim", latent_dim)
-        check_size("num_classes", num_classes, least=2)
-        self.x_shape, self.latent_dim, self.num_classes = tuple(x_shape), latent_dim, num_classes
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.prior = StandardNormal(latent_dim) if prior is None else prior
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
-        width = latent_dim + num_classes
-        self.decoder = MLP(width, (200, 200), parameter_shape) if decoder is None else decoder
-        self.logits = nn.Parameter(torch.zeros(num_classes))
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.num_classes = whole("num_classes", num_classes, 2, usual=10)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dim), usual="StandardNormal(8)")
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)
+        width = self.latent_dim + self.num_classes
+        self.decoder = part_or(
+            "decoder", decoder, lambda: MLP(width, (200, 200), parameter_shape), usual="pvae.nets.MLP"
+        )
+        self.logits = nn.Parameter(torch.zeros(self.num_classes))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Run the model on x (B, *x_shape), with labels y, (B,) or (B, C), or without any; returns the observed x."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pvae.models.checks import check_shape
 from pvae.nets import glorot
+from pvae.support.refusals import widths
 
 __all__ = ["SigmoidBeliefNet"]
 
@@ -37,12 +38,13 @@ class SigmoidBeliefNet(nn.Module):
 
     def __init__(self, x_shape: Sequence[int], layer_dims: Sequence[int] = (200, 200)) -> None:
         super().__init__()
-        if not layer_dims or min(layer_dims) < 1:
-            raise ValueError(f"layer_dims must be whole numbers of at least 1, got {tuple(layer_dims)}; try (200, 200)")
-        self.x_shape, self.layer_dims = tuple(x_shape), tuple(layer_dims)
-        widths = [math.prod(self.x_shape), *layer_dims]
-        self.top = nn.Parameter(torch.zeros(layer_dims[-1]))
-        self.layers = nn.ModuleList(glorot(nn.Linear(above, below)) for below, above in itertools.pairwise(widths))
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.layer_dims = widths("layer_dims", layer_dims)
+        if not self.layer_dims:
+            raise ValueError("layer_dims must name at least one layer, got none; try (200, 200)")
+        sizes = [math.prod(self.x_shape), *self.layer_dims]
+        self.top = nn.Parameter(torch.zeros(self.layer_dims[-1]))
+        self.layers = nn.ModuleList(glorot(nn.Linear(above, below)) for below, above in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch x (B, *x_shape); returns the observed x."""

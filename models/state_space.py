@@ -9,11 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli
 from pvae.models.priors import StandardNormal
 from pvae.models.transitions import Gated
 from pvae.nets import MLP
+from pvae.support.masks import as_mask
+from pvae.support.refusals import whole, widths
 
 __all__ = ["StateSpace"]
 
@@ -57,18 +59,20 @@ class StateSpace(nn.Module):
         emission: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
+        self.x_shape = widths("x_shape", x_shape, usual=(28, 28))
         if len(self.x_shape) < 2 or self.x_shape[0] < 2:
             raise ValueError(
                 f"x_shape must be (T, ...) of at least 2 steps, got {self.x_shape}; put the steps of a sequence first, "
                 "such as the rows of an image: (28, 28)"
             )
-        check_size("latent_dim", latent_dim)
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.prior = StandardNormal(latent_dim) if prior is None else prior
-        self.transition = Gated(latent_dim) if transition is None else transition
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape[1:])  # type: ignore[operator]
-        self.emission = MLP(latent_dim, (200, 200), parameter_shape) if emission is None else emission
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dim), usual="StandardNormal(8)")
+        self.transition = part_or("transition", transition, lambda: Gated(self.latent_dim), usual="Gated(8)")
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape[1:])
+        self.emission = part_or(
+            "emission", emission, lambda: MLP(self.latent_dim, (200, 200), parameter_shape), usual="pvae.nets.MLP"
+        )
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Run the model on a batch x (B, *x_shape), of which `observed` (B, T) steps count; returns the observed x."""
@@ -85,7 +89,7 @@ class StateSpace(nn.Module):
                 z.append(pyro.sample(f"z{step}", self.transition(z[-1])))
             steps = self.given(torch.stack(z, -2))
             if observed is not None:
-                steps = steps.mask(observed.bool())
+                steps = steps.mask(as_mask(observed))
             return pyro.sample("x", steps.to_event(1), obs=x)
 
     def given(self, z: Tensor) -> dist.TorchDistribution:
@@ -98,9 +102,8 @@ class StateSpace(nn.Module):
 
         Raises: ValueError for fewer than 1 step.
         """
-        check_size("num_steps", num_steps)
         steps: list[Tensor] = []
-        for _ in range(num_steps):
+        for _ in range(whole("num_steps", num_steps, usual=8)):
             z = self.transition(z).sample()
             steps.append(z)
         return torch.stack(steps, -2)

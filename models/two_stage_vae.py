@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pvae.models.checks import check_shape
 from pvae.models.vae import VAE
+from pvae.support.refusals import instance
 
 __all__ = ["TwoStageVAE"]
 
@@ -40,8 +41,7 @@ class TwoStageVAE(nn.Module):
     def __init__(self, first: VAE, second: VAE) -> None:
         super().__init__()
         for name, stage in {"first": first, "second": second}.items():
-            if not isinstance(stage, VAE):
-                raise ValueError(f"{name} must be a VAE, got {type(stage).__name__}; build it with pvae.models.VAE")
+            instance(name, stage, VAE, what="a built VAE", usual="pvae.models.VAE(x_shape, latent_dim)")
         if second.x_shape != (first.latent_dim,):
             raise ValueError(
                 f"second must model the latents of first, of shape ({first.latent_dim},), got a VAE of shape "

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.models.checks import check_shape, check_size
+from pvae.models.checks import check_shape, likelihood_or, part_or
 from pvae.models.likelihoods import Bernoulli, observed_only
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
+from pvae.support.refusals import whole, widths
 
 __all__ = ["VAE"]
 
@@ -44,12 +45,14 @@ class VAE(nn.Module):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_size("latent_dim", latent_dim)
-        self.x_shape, self.latent_dim = tuple(x_shape), latent_dim
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        self.prior = StandardNormal(latent_dim) if prior is None else prior
-        parameter_shape = self.likelihood.parameter_shape(self.x_shape)  # type: ignore[operator]
-        self.decoder = MLP(latent_dim, (200, 200), parameter_shape) if decoder is None else decoder
+        self.x_shape = widths("x_shape", x_shape, usual=(1, 28, 28))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.likelihood = likelihood_or(likelihood, Bernoulli)
+        self.prior = part_or("prior", prior, lambda: StandardNormal(self.latent_dim), usual="StandardNormal(8)")
+        parameter_shape = self.likelihood.parameter_shape(self.x_shape)
+        self.decoder = part_or(
+            "decoder", decoder, lambda: MLP(self.latent_dim, (200, 200), parameter_shape), usual="pvae.nets.MLP"
+        )
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Run the model on a batch x (B, *x_shape), of which only `observed` entries count; returns the observed x."""

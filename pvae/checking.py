@@ -36,6 +36,8 @@ from pvae.sites import (
 )
 from pvae.store import private_store
 from pvae.strays import stray_leaves
+from pvae.support.arguments import check_pair
+from pvae.support.refusals import instance
 from pvae.verdicts import forget
 
 __all__ = ["Finding", "check", "require"]
@@ -53,6 +55,9 @@ def check(
     statistics in training mode.
     Of a pair without errors it says why, if its training steps cannot be traced and so run eagerly.
     """
+    check_pair(model, guide)
+    if objective is not None:
+        instance("objective", objective, pyro.infer.ELBO, what="one of pvae.objectives, built", usual="ELBO()")
     arguments = as_batch(batch)
     with private_store(model, guide, look=True), torch.enable_grad():
         findings = _findings(model, guide, arguments, objective)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvae.entry import entry
 from pvae.estimators.log_marginal import LogMarginal
+from pvae.support.refusals import instance
 
 __all__ = ["Comparison", "compare", "require_same_record"]
 
@@ -145,8 +146,7 @@ def compare(a: LogMarginal, b: LogMarginal) -> Comparison:
     Raises: ValueError for results of different data: their number, name, split, kind, binarisation or size.
     """
     for name, result in (("a", a), ("b", b)):
-        if not isinstance(result, LogMarginal):
-            raise ValueError(f"{name} must be what pvae.log_marginal returned, got {type(result).__name__}")
+        instance(name, result, LogMarginal, what="what pvae.log_marginal returned", usual="pvae.log_marginal(...)")
     if len(a.values) != len(b.values):
         raise ValueError(
             f"the results are of different data: {len(a.values)} and {len(b.values)} of them; "

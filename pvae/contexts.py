@@ -33,7 +33,7 @@ _FIXES = {
     "scalar type": "convert the data, as by .float(), or the nets, as by .double()",
 }
 # What a user's function may trip over.
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 @contextmanager

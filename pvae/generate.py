@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches
 from pvae.entry import entry
 from pvae.layout import look, read_layout
@@ -18,7 +18,8 @@ from pvae.places import Layout, place_of
 from pvae.runs import run_pair
 from pvae.sites import Batch, Site, plate_named, random_sites
 from pvae.store import private_store
-from pvae.weights import check_num_samples
+from pvae.support.arguments import GUIDE, MODEL, check_pair, check_seed
+from pvae.support.refusals import built, flag, whole
 
 __all__ = ["encode", "reconstruct", "sample"]
 
@@ -45,8 +46,8 @@ def sample(
     Returns: site name -> (num, ...), latent and observed sites alike.
     Raises: ValueError for `num` < 1, or a missing `like`.
     """
-    if not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
+    num, mean, seed = whole("num", num, usual=100), flag("mean", mean), check_seed(seed)
+    built("model", model, usual=MODEL)
     if like is None:
         shape = getattr(model, "x_shape", None)
         if shape is None:
@@ -59,7 +60,8 @@ def sample(
         parameters = settle(model, None, source, None)
         with seeded(seed, parameters.device), evaluation(parameters.modules):
             layout = look(model, None, source.example())
-            trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
+            with in_one_line(source.example()):
+                trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
     observed = {name for name, site in trace.nodes.items() if site.get("infer", {}).get("was_observed")}
     return {
         name: _by_datum(layout, site, _mean(site) if mean and name in observed else site["value"])
@@ -75,10 +77,12 @@ def reconstruct(
 
     Returns: name of each observed site -> its mean (or with `mean=False` a draw), (B, ...).
     """
+    check_pair(model, guide)
+    mean, seed = flag("mean", mean), check_seed(seed)
     source = _whole(x)
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
+        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
             layout = read_layout(model, guide, source.example(), 1)
             run = run_pair(model, guide, source.example(), 1, layout)
             if summed := run.draw_summed():
@@ -99,11 +103,13 @@ def encode(
     Returns: site name -> (B, ...), or (num_samples, B, ...). A site whose distribution has no mean gives a draw.
     """
     if num_samples is not None:
-        check_num_samples(num_samples)
+        num_samples = whole("num_samples", num_samples, usual=10)
+    built("guide", guide, usual=GUIDE)
+    seed = check_seed(seed)
     source = _whole(x)
     with private_store(guide), torch.no_grad():
         parameters = settle(guide, None, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
+        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
             layout = look(guide, None, source.example())
             looks = [_latents(guide, source.example()) for _ in range(num_samples or 1)]
     if num_samples is None:

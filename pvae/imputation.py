@@ -30,7 +30,8 @@ from pvae.progress import Progress
 from pvae.runs import run_pair
 from pvae.sites import Batch, random_sites
 from pvae.store import private_store
-from pvae.weights import check_num_samples
+from pvae.support.arguments import check_pair, check_seed
+from pvae.support.refusals import flag, instance, number, whole
 
 __all__ = ["Imputation", "impute"]
 
@@ -109,10 +110,14 @@ def impute(
 
     Mattei and Frellsen (2019), MIWAE: deep generative modelling and imputation of incomplete data sets.
     """
-    check_num_samples(num_samples)
-    check_num_samples(num_imputations, "num_imputations")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level!r}; try 0.9")
+    check_pair(model, guide)
+    num_samples = whole("num_samples", num_samples, usual=1000)
+    num_imputations = whole("num_imputations", num_imputations, usual=100)
+    batch_size = whole("batch_size", batch_size, usual=100)
+    level = number("level", level, above=0, below=1, usual=0.9)
+    seed, progress = check_seed(seed), flag("progress", progress)
+    if site is not None:
+        instance("site", site, str, what="the name of the observed site that is x", usual="'x'")
     if not isinstance(data, tuple) or len(data) < 2:
         raise ValueError(
             "data must be a tuple of tensors (x, observed); make it with pvae.data.missing(x) from x with nan"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pvae.support.refusals import function, instance, number, one_line, shown, whole, widths
 
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "class_numbers", "init_output_bias", "one_hot"]
 
@@ -49,12 +53,13 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
-        widths = [math.prod(self.in_shape), *hidden]
+        self.in_shape, self.out_shape = _shape("in_shape", in_shape), _shape("out_shape", out_shape)
+        sizes = [math.prod(self.in_shape), *widths("hidden", hidden)]
+        function("activation", activation, usual="torch.nn.ReLU")
         layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), activation()]
-        self.layers = glorot(nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape))))
+        for width_in, width_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(width_in, width_out), _made_by(activation)]
+        self.layers = glorot(nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(self.out_shape))))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *in_shape) -> (..., *out_shape)."""
@@ -71,12 +76,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, in_shape: Shape, hidden: Sequence[int], out_shape: Shape) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
-        widths = [math.prod(self.in_shape), *hidden]
+        self.in_shape, self.out_shape = _shape("in_shape", in_shape), _shape("out_shape", out_shape)
+        sizes = [math.prod(self.in_shape), *widths("hidden", hidden)]
         layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(widths):
+        for width_in, width_out in itertools.pairwise(sizes):
             layers += [nn.Linear(width_in, 2 * width_out), nn.GLU()]
-        self.layers = glorot(nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape))))
+        self.layers = glorot(nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(self.out_shape))))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *in_shape) -> (..., *out_shape)."""
@@ -96,13 +101,14 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, in_shape: Sequence[int], channels: Sequence[int], out_shape: Shape) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = _image_shape(in_shape), _shape(out_shape)
+        self.in_shape, self.out_shape = _image_shape("in_shape", in_shape), _shape("out_shape", out_shape)
+        channels = widths("channels", channels, usual=(32, 64))
         sizes = _stages(self.in_shape, len(channels))
-        widths = [self.in_shape[0], *channels]
+        depths = [self.in_shape[0], *channels]
         stages: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(widths):
+        for width_in, width_out in itertools.pairwise(depths):
             stages += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.ReLU()]
-        features = widths[-1] * math.prod(sizes[-1])
+        features = depths[-1] * math.prod(sizes[-1])
         self.layers = nn.Sequential(*stages, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,13 +131,16 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, in_features: int, channels: Sequence[int], out_shape: Sequence[int]) -> None:
         super().__init__()
-        self.in_features, self.out_shape = in_features, tuple(out_shape)
-        image = _image_shape((math.prod(out_shape[:-2]), *out_shape[-2:]))
+        self.in_features = in_features = whole("in_features", in_features, usual=8)
+        self.out_shape = shape = widths("out_shape", out_shape, usual=(1, 28, 28))
+        channels = widths("channels", channels, usual=(64, 32))
+        if not channels:
+            raise ValueError("channels must name at least one stage, got none; try (64, 32)")
+        image = _image_shape("out_shape", shape if len(shape) < 3 else (math.prod(shape[:-2]), *shape[-2:]))
         sizes = _stages(image, len(channels))
-        widths = [*channels, image[0]]
         coarse = (channels[0], *sizes[-1])
         stages: list[nn.Module] = [nn.Linear(in_features, math.prod(coarse)), nn.Unflatten(-1, coarse)]
-        for stage, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+        for stage, (width_in, width_out) in enumerate(itertools.pairwise([*channels, image[0]])):
             small, large = sizes[-1 - stage], sizes[-2 - stage]
             odd = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
             stages += [
@@ -176,6 +185,9 @@ def init_output_bias(net: nn.Module, mean: Tensor, least: float = 1e-3) -> None:
 
     Raises: ValueError if the net has no such layer or its width does not fit the mean.
     """
+    instance("net", net, nn.Module, what="a built module", usual="model.decoder")
+    instance("mean", mean, Tensor, what="a tensor of the shape of one datum", usual="data.train.mean(0)")
+    least = number("least", least, above=0, below=0.5, usual=1e-3)
     affine = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
     if not affine or affine[-1].bias is None:
         raise ValueError("the net has no last layer with a bias; give one that ends in an affine layer")
@@ -187,17 +199,35 @@ def init_output_bias(net: nn.Module, mean: Tensor, least: float = 1e-3) -> None:
             f"the last layer has {bias.numel()} outputs, the data mean {mean.numel()} values; "
             "the bias can start at the data mean only for a likelihood with one parameter per value"
         )
+    if not bool(mean.isfinite().all()):
+        raise ValueError(f"mean must be finite, got nan or inf in {shown(mean)}; give data.train.mean(0)")
     bias.copy_(mean.flatten().clamp(least, 1 - least).logit())
 
 
-def _shape(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+def _shape(name: str, shape: Shape) -> tuple[int, ...]:
+    is_number = isinstance(shape, (numbers.Number, np.bool_))
+    sizes = (whole(name, shape, usual=8),) if is_number else widths(name, shape, usual="8 or (1, 28, 28)")
+    if not sizes:
+        raise ValueError(f"{name} must have at least one dim, got (); try 1")
+    return sizes
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 3:
-        raise ValueError(f"a convolutional net takes images (C, H, W), got shape {tuple(shape)}; use an MLP")
-    return (shape[0], shape[1], shape[2])
+def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    sizes = widths(name, shape, usual=(1, 28, 28))
+    if len(sizes) != 3:
+        raise ValueError(f"a convolutional net takes images (C, H, W), got {name} {sizes}; use an MLP")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def _made_by(activation: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        made = activation()
+    except Exception as error:  # a function of the user's may fail in any way
+        raise ValueError(
+            f"activation is called with nothing, and {shown(activation)} fails then: {one_line(str(error), 80)}; "
+            "give for example torch.nn.ReLU"
+        ) from error
+    return instance("what activation gives", made, nn.Module, what="a module", usual="torch.nn.ReLU")
 
 
 def _stages(image: tuple[int, int, int], count: int) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from pvae.contexts import called_modules, running, seeded
 from pvae.guards import Guard
 from pvae.owners import within
 from pvae.store import owner_of, remembered
+from pvae.support.refusals import one_line, shown
 
 __all__ = ["Parameters", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
 
@@ -207,9 +208,10 @@ def as_device(device: torch.device | str) -> torch.device:
     """
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; give cpu, or cuda on a GPU") from error
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
+        name = repr(str(device)) if isinstance(device, torch.device) else shown(device)
+        reason = one_line(str(error).partition("\n")[0], 150)
+        raise ValueError(f"device {name} cannot be used here: {reason}; give cpu, or cuda on a GPU") from error
 
 
 def home(*functions: Stochastic | None) -> torch.device:

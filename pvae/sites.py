@@ -19,6 +19,8 @@ from pvae.contexts import called_modules, running, seeded
 from pvae.data.batch import Batch as Batch
 from pvae.data.batch import as_batch as as_batch
 from pvae.store import private_store
+from pvae.support.arguments import MODEL
+from pvae.support.refusals import built
 from pvae.supports import bounds_of, family_of, onto, same, shared, support_of
 
 __all__ = [
@@ -254,6 +256,7 @@ def require_latents(
 
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:
     """As `latent_sites`, of a model that may have none."""
+    built("model", model, usual=MODEL)
     arguments = as_batch(batch)
     with private_store(model, look=True):
         trace = _look(model, arguments, 0)

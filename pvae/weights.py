@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pvae.contexts import in_one_line
 from pvae.data_support import SupportWatch
 from pvae.entry import entry
 from pvae.layout import read_layout
@@ -15,8 +16,10 @@ from pvae.pair_run import LogWeights
 from pvae.runs import Stochastic, run_pair
 from pvae.sites import as_batch
 from pvae.store import private_store
+from pvae.support.arguments import check_pair
+from pvae.support.refusals import whole
 
-__all__ = ["LogWeights", "check_num_samples", "log_weights"]
+__all__ = ["LogWeights", "log_weights"]
 
 
 @entry
@@ -31,15 +34,10 @@ def log_weights(
     Returns: `LogWeights` with parts of shape (K, B), in nats.
     Raises: ValueError if `num_samples` < 1 or the pair breaks the contract.
     """
-    check_num_samples(num_samples)
+    num_samples = whole("num_samples", num_samples, usual=1000)
+    check_pair(model, guide)
     arguments = as_batch(batch)
-    with private_store(model, guide):
+    with private_store(model, guide), in_one_line(arguments):
         SupportWatch(model, guide, arguments)(arguments)
         layout = read_layout(model, guide, arguments, num_samples)
         return run_pair(model, guide, arguments, num_samples, layout).log_weights()
-
-
-def check_num_samples(num_samples: int, name: str = "num_samples") -> None:
-    """Raise ValueError unless `num_samples` is an integer of at least 1."""
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {num_samples!r}; try 1000")

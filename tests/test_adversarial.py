@@ -417,7 +417,7 @@ def test_mistakes_are_told_in_one_line():
             model, guide, data, objective=AdversarialVB(model, x), epochs=2, early_stopping=1, progress=False
         ),
         "one number per datum": lambda: GenerativeAdversarial(x, discriminator=nn.Linear(2, 2)),
-        "divergence must be positive": lambda: AdversarialAutoencoder(model, x, 0.0),
+        "divergence must be a finite number above 0": lambda: AdversarialAutoencoder(model, x, 0.0),
         "noise_dim must be": lambda: Implicit(model, x, noise_dim=0),
         "latent_dim must be": lambda: Generator((1,), 0),
         r"Generator expects a batch of shape \(B, 1\)": lambda: affine()(x),

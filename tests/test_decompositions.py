@@ -291,8 +291,11 @@ def test_what_beta_tcvae_cannot_take_is_refused(pair):
     for options, message in (
         ({"num_data": 0}, "num_data must be a whole number of at least 1, got 0"),
         ({"num_data": None}, "num_data must be a whole number of at least 1, got None"),
-        ({"num_data": 9, "total_correlation": -1.0}, "total_correlation must be at least 0 and finite, got -1.0"),
-        ({"num_data": 9, "aggregate": "mws"}, "aggregate must be 'stratified' or 'weighted', got 'mws'"),
+        (
+            {"num_data": 9, "total_correlation": -1.0},
+            "total_correlation must be a finite number of at least 0, got -1.0",
+        ),
+        ({"num_data": 9, "aggregate": "mws"}, "unknown aggregate 'mws': the choices are stratified, weighted"),
     ):
         with pytest.raises(ValueError, match=message):
             BetaTCVAE(**options)
@@ -464,10 +467,13 @@ def test_what_info_vae_cannot_take_is_refused(pair):
     with pytest.raises(ValueError, match="holds 1 datum; choose a batch_size that leaves no batch of 1"):
         InfoVAE().bound(model, guide, x[:1])
     for options, message in (
-        ({"information": 1.5}, "information must be at most 1 and finite, got 1.5"),
-        ({"information": -1.0, "divergence": 1.0}, "at least 1 - information = 2.0, got 1.0"),
-        ({"kernel": "gauss"}, "kernel must be 'imq' or 'rbf', got 'gauss'"),
-        ({"scale": 0.0}, "scale must be positive, got 0.0"),
+        ({"information": 1.5}, "information must be a finite number of at most 1, got 1.5"),
+        (
+            {"information": -1.0, "divergence": 1.0},
+            "divergence must be a finite number of at least 2, got 1.0; try 10; 1 - information is the least",
+        ),
+        ({"kernel": "gauss"}, "unknown kernel 'gauss': the choices are imq, rbf"),
+        ({"scale": 0.0}, "scale must be a finite number of at least 1e-15 and of at most"),
     ):
         with pytest.raises(ValueError, match=message):
             InfoVAE(**options)

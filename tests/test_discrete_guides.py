@@ -306,8 +306,11 @@ def counts(x):
         (lambda: Mixed(counts, data(3)), "site 'y' is discrete without a finite support"),
         (lambda: RelaxedBernoulli(dice, data(3)), "site 'd' is not binary.*use Categorical"),
         (lambda: RelaxedCategorical(dice, data(3)), "site 'c' is not one-hot.*OneHotCategorical"),
-        (lambda: RelaxedBernoulli(coins, data(3), temperature=0.0), "temperature must be above 0, got 0.0"),
-        (lambda: Temperature(1.0).anneal(-1.0), "rate must be at least 0 and least above 0, got -1.0 and 0.5"),
+        (
+            lambda: RelaxedBernoulli(coins, data(3), temperature=0.0),
+            "temperature must be a finite number above 0, got 0.0",
+        ),
+        (lambda: Temperature(1.0).anneal(-1.0), "rate must be a finite number of at least 0, got -1.0"),
         (lambda: MeanField(dice, data(3)), "site 'a' is discrete.*Mixed; or have it summed out"),
     ],
 )

@@ -169,7 +169,7 @@ def test_sizes_are_checked():
         Quadrature(10)
     with pytest.raises(ValueError, match="at least 1"):
         Enumeration(0)
-    with pytest.raises(ValueError, match="bandwidth must be a number above 0"):
+    with pytest.raises(ValueError, match="bandwidth must be a finite number above 0"):
         ParzenWindow(10, bandwidth=0.0)
     with pytest.raises(ValueError, match="no spread"):
         ParzenWindow(1)

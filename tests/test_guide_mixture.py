@@ -76,7 +76,7 @@ def test_companions_keep_their_mode_and_more_draws_may_join():
     ("make", "message"),
     [
         (lambda: GuideMixture([]), r"others must be guides of the same model, got \[\]"),
-        (lambda: GuideMixture(["mean_field"]), "others must be guides of the same model"),
+        (lambda: GuideMixture(["mean_field"]), "each of others must be a function or a built module, got 'mean_field'"),
         (lambda: GuideMixture([OneMode(1)] * 3, 3), "4 guides need as many draws, got num_samples 3"),
     ],
 )

@@ -336,7 +336,7 @@ def test_path_derivatives_agree_with_the_plain_gradient(truth, make, plain, othe
         (lambda *pair: LowRank(*pair, rank=0), "rank must be a whole number of at least 1, got 0; .*MeanField"),
         (lambda *pair: Mixture(*pair, num_components=1.5), "num_components must be .* got 1.5; try 5"),
         (lambda *pair: SemiAmortized(*pair, num_steps=-1), "num_steps must be .* at least 0, got -1; try 5"),
-        (lambda *pair: SemiAmortized(*pair, lr=0), "lr must be positive, got 0; try 0.05"),
+        (lambda *pair: SemiAmortized(*pair, lr=0), "lr must be a finite number above 0, got 0; try 0.05"),
         (lambda *pair: Local(*pair, family=lambda *_: nn.Identity()), "a guide with an `encoder`.*Identity; use"),
     ],
 )

@@ -172,17 +172,20 @@ def test_a_site_above_its_free_bits_is_the_elbo_on_average(kl, pair):
     [
         (
             lambda: IWAE(3, gradient="reparam"),
-            "gradient must be one of pathwise, stl, dreg, score, mixed, got 'reparam'",
+            "unknown gradient 'reparam': the choices are pathwise, stl, dreg, score, mixed",
         ),
         (lambda: IWAE(3, baseline=LeaveOneOut()), "a baseline serves the score function, gradient is 'pathwise'"),
         (lambda: IWAE(3, gradient="score", baseline="mean"), "baseline must be one of pvae.objectives.baselines"),
         (lambda: ELBO(kl="analytic", gradient="stl"), "gradient 'stl' works on sampled log weights"),
-        (lambda: ELBO(free_bits=-1.0), "free_bits must be at least 0 nats per latent site"),
+        (
+            lambda: ELBO(free_bits=-1.0),
+            "free_bits must be a finite number of at least 0, got -1.0; try 0.5 nats per latent site",
+        ),
         (lambda: MIWAE(0, 5), "num_averages must be a whole number of at least 1, got 0"),
-        (lambda: CIWAE(1.5), r"beta must lie in \[0, 1\], the ELBO's share, got 1.5"),
-        (lambda: Renyi(math.nan), "alpha must be a number, got nan"),
-        (lambda: CUBO(order=0.5), "order must be at least 1, got 0.5"),
-        (lambda: ReweightedWakeSleep(phase="dream"), "phase must be 'wake', 'sleep' or 'both', got 'dream'"),
+        (lambda: CIWAE(1.5), r"beta must be a finite number of at least 0 and of at most 1, got 1.5"),
+        (lambda: Renyi(math.nan), "alpha must be a finite number, got nan"),
+        (lambda: CUBO(order=0.5), "order must be a finite number of at least 1, got 0.5"),
+        (lambda: ReweightedWakeSleep(phase="dream"), "unknown phase 'dream': the choices are wake, sleep, both"),
         (lambda: FisherAutoencoder(0), "num_samples must be a whole number of at least 1"),
     ],
 )

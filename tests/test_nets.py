@@ -66,5 +66,5 @@ def test_output_bias_of_another_width_is_refused():
 
 
 def test_images_are_asked_for():
-    with pytest.raises(ValueError, match=r"takes images \(C, H, W\), got shape \(9,\); use an MLP"):
+    with pytest.raises(ValueError, match=r"takes images \(C, H, W\), got in_shape \(9,\); use an MLP"):
         ConvEncoder((9,), (3,), 2)

@@ -311,12 +311,12 @@ def test_mistakes_are_refused_in_one_line():
     for make, message in (
         (lambda: GaussianMixture(2, 0), "num_components must be a whole number of at least 1, got 0"),
         (lambda: FlowPrior(2, 0), "length must be a whole number of at least 1, got 0"),
-        (lambda: VampPrior(2, torch.zeros(3)), r"shape \(M, \*x_shape\), got \(3,\)"),
+        (lambda: VampPrior(2, torch.zeros(3)), r"pseudo_inputs must be .* one row per datum, got a tensor \(3,\)"),
         (lambda: VampPrior(2, X, bounds=(1.0, 0.0)), "bounds must be a least and a larger number"),
         (lambda: ExemplarPrior(2, X, 0), "subset must be a whole number of at least 1, got 0"),
-        (lambda: ExemplarPrior(2, torch.zeros(3)), r"shape \(N, \*x_shape\), got \(3,\)"),
+        (lambda: ExemplarPrior(2, torch.zeros(3)), r"exemplars must be .* one row per datum, got a tensor \(3,\)"),
         (lambda: pseudo_inputs_near(X, 0), "num must be a whole number of at least 1, got 0"),
-        (lambda: VampPrior(2, X).tie("mean_field"), "tie takes a built guide module, got 'mean_field'"),
+        (lambda: VampPrior(2, X).tie("mean_field"), "guide must be a built module, got 'mean_field'"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

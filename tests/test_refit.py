@@ -67,8 +67,11 @@ def test_the_nets_of_a_frozen_model_are_in_evaluation_mode_and_those_of_the_guid
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": "model"}, "train must be 'both', or 'guide' without inference_steps, got 'model'"),
-        ({"train": "guide", "inference_steps": Aggressive()}, "train must be 'both', or 'guide' without"),
+        ({"train": "model"}, "unknown train 'model': the choices are both, guide"),
+        (
+            {"train": "guide", "inference_steps": Aggressive()},
+            "train='guide' moves the guide alone, inference_steps says whose turn",
+        ),
     ],
 )
 def test_options_are_checked(options, message):

@@ -221,7 +221,7 @@ def test_bad_input_is_one_line():
         model(x, torch.ones(3, 3))
     with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1, got 0"):
         model.forecast(torch.zeros(LATENT).double(), 0)
-    with pytest.raises(ValueError, match="floor must be positive, got 0"):
+    with pytest.raises(ValueError, match="floor must be a finite number above 0, got 0"):
         transitions.Gated(2, floor=0)
     flat = LinearGaussian(4, 2)
     with pytest.raises(ValueError, match=r"one latent site per step.*got 1 sites.*use TopDown"):

@@ -116,9 +116,9 @@ def test_aggressive_turns_leave_the_guide_closer_to_the_best_of_its_family():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Alternating(-1), "guide must be a whole number of at least 0, got -1; try 1"),
-        (lambda: Aggressive(5), "most must be a whole number of at least 10, got 5; try 100"),
-        (lambda: cyclical(0), "expected steps >= 1 and 0 < rise <= 1, got 0"),
+        (lambda: Alternating(-1), "guide must be a whole number of at least 0, got -1"),
+        (lambda: Aggressive(5), "window must be no larger than most, got 10 and 5"),
+        (lambda: cyclical(0), "steps must be a whole number of at least 1, got 0"),
         (lambda: pvae.fit(*pair(), steps=1, inference_steps="often"), "inference_steps must be a whole number"),
     ],
 )

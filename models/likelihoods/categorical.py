@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pvae.support.refusals import whole
+
 __all__ = ["Categorical"]
 
 
@@ -18,9 +20,7 @@ class Categorical(nn.Module):
 
     def __init__(self, num_categories: int) -> None:
         super().__init__()
-        if num_categories < 2:
-            raise ValueError(f"num_categories must be at least 2, got {num_categories}; count the values of x")
-        self.num_parameters = num_categories
+        self.num_parameters = whole("num_categories", num_categories, 2, usual="the number of values of x")
 
     def parameter_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
         """(*x_shape, num_categories): the logits."""

@@ -13,6 +13,7 @@ from pvae.models.likelihoods.categorical import Categorical
 from pvae.models.likelihoods.columnwise import Columnwise
 from pvae.models.likelihoods.gaussian import Gaussian
 from pvae.models.likelihoods.negative_binomial import NegativeBinomial
+from pvae.support.refusals import shown, whole
 
 __all__ = ["Columns", "Kind"]
 
@@ -36,9 +37,9 @@ class Columns(nn.Module):
 
     def __init__(self, columns: Sequence[Kind]) -> None:
         super().__init__()
-        if not columns:
-            raise ValueError("columns must name the kind of each column, got none; try ('real', 'binary')")
-        self.columns = tuple(columns)
+        if not isinstance(columns, Sequence) or isinstance(columns, (str, bytes)) or not columns:
+            raise ValueError(f"columns must name the kind of each column, got {shown(columns)}; try ('real', 'binary')")
+        self.columns = columns = tuple(_kind(each) for each in columns)
         self.places = {kind: [i for i, own in enumerate(columns) if own == kind] for kind in dict.fromkeys(columns)}
         self.likelihoods = nn.ModuleList(_of_kind(kind, len(places)) for kind, places in self.places.items())
         widths = [len(places) * each.num_parameters for places, each in self._groups()]
@@ -66,14 +67,23 @@ class Columns(nn.Module):
         return list(zip(self.places.values(), self.likelihoods, strict=True))
 
 
+def _kind(given: Any) -> Kind:
+    match given:
+        case "real" | "count" | "binary":
+            return str(given)
+        case ("categorical", num_categories):
+            return "categorical", whole("C of ('categorical', C)", num_categories, 2, usual=3)
+    raise ValueError(
+        f"each of columns must be 'real', 'binary', 'count' or ('categorical', C), got {shown(given)}; name one of them"
+    )
+
+
 def _of_kind(kind: Kind, num_columns: int) -> nn.Module:
     match kind:
         case "real":
             return Gaussian("shared", x_shape=(num_columns,))
         case "count":
             return NegativeBinomial("shared", x_shape=(num_columns,))
-        case "binary":
-            return Bernoulli()
-        case ("categorical", int(num_categories)):
+        case (_, int(num_categories)):
             return Categorical(num_categories)
-    raise ValueError(f"a column is 'real', 'binary', 'count' or ('categorical', C), got {kind!r}")
+    return Bernoulli()

@@ -12,8 +12,9 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pvae.models.likelihoods.per_value import PerValue, Positive, PositiveOption
+from pvae.support.refusals import whole
 
-__all__ = ["DiscretizedLogistic", "LogisticBins", "check_num_values"]
+__all__ = ["DiscretizedLogistic", "LogisticBins"]
 
 
 class _Grid(constraints.Constraint):
@@ -88,13 +89,6 @@ class LogisticBins(dist.TorchDistribution):
         return total / top
 
 
-def check_num_values(num_values: int) -> int:
-    """The number of values on the grid. Raises ValueError for fewer than 2."""
-    if not isinstance(num_values, int) or num_values < 2:
-        raise ValueError(f"num_values must be a whole number of at least 2, got {num_values!r}; 8-bit data have 256")
-    return num_values
-
-
 class DiscretizedLogistic(PerValue):
     """Values k / 255 in [0, 1]: p(x | z) = prod_d P(Logistic(loc_d, scale) in the bin about x_d), masses that sum to 1.
 
@@ -121,7 +115,7 @@ class DiscretizedLogistic(PerValue):
         x_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.num_values = check_num_values(num_values)
+        self.num_values = whole("num_values", num_values, 2, usual="256, as 8-bit data have")
         self.scale = Positive("scale", scale, floor, x_shape)
         self.num_parameters = 1 + self.scale.num_parameters
 

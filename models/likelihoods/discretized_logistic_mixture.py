@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.models.likelihoods.discretized_logistic import LogisticBins, check_num_values
+from pvae.models.likelihoods.discretized_logistic import LogisticBins
+from pvae.support.refusals import number, whole
 
 __all__ = ["DiscretizedLogisticMixture"]
 
@@ -34,12 +35,10 @@ class DiscretizedLogisticMixture(nn.Module):
 
     def __init__(self, num_components: int = 5, num_values: int = 256, floor: float = 1e-4) -> None:
         super().__init__()
-        if not isinstance(num_components, int) or num_components < 1:
-            raise ValueError(f"num_components must be a whole number of at least 1, got {num_components!r}; try 5")
-        if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor!r}; try 1e-4")
-        self.num_values, self.floor = check_num_values(num_values), floor
-        self.num_components, self.num_parameters = num_components, 3 * num_components
+        self.num_components = num_components = whole("num_components", num_components, usual=5)
+        self.num_values = whole("num_values", num_values, 2, usual="256, as 8-bit data have")
+        self.floor = number("floor", floor, above=0, usual=1e-4)
+        self.num_parameters = 3 * num_components
         # The components start apart, for those that start alike stay alike.
         centers = (torch.arange(num_components) + 0.5) / num_components
         self.register_buffer("centers", centers, persistent=False)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
+from pvae.support.masks import as_mask
+
 __all__ = ["observed_only"]
 
 
@@ -28,7 +30,8 @@ def observed_only(
     Returns: the distribution, and x with values inside the support where entries are missing: masks do not keep
     what is not a number out of gradients.
 
-    Raises: ValueError for an `observed` of another shape, or a distribution whose entries depend on each other given z.
+    Raises: ValueError for an `observed` of another shape or with other values, or a distribution whose entries depend
+    on each other given z.
 
     Little and Rubin (2019), Statistical Analysis with Missing Data; Mattei and Frellsen (2019), MIWAE.
     """
@@ -45,7 +48,10 @@ def observed_only(
             f"entries can be missing where they are independent given z, which those of {type(entries).__name__} are "
             "not; choose a likelihood of single entries, such as Gaussian()"
         )
-    observed = observed.bool()
+    if observed.dtype != torch.bool and x.is_floating_point():
+        # A graph cannot raise, so there an entry that counts in part is no number, and neither is the density.
+        x = torch.where((observed == 0) | (observed == 1), x, torch.nan)
+    observed = as_mask(observed)
     return _Observed(entries, observed).to_event(event_dim), torch.where(observed, x, _inside(entries, x))
 
 

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pvae.support.refusals import whole
+
 __all__ = ["Multinomial"]
 
 
@@ -36,9 +38,7 @@ class Multinomial(nn.Module):
 
     def __init__(self, total_count: int = 100) -> None:
         super().__init__()
-        if not isinstance(total_count, int) or total_count < 1:
-            raise ValueError(f"total_count must be a whole number of at least 1, got {total_count!r}; try 100")
-        self.total_count = total_count
+        self.total_count = whole("total_count", total_count, usual=100)
 
     def parameter_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
         """(vocabulary,): the logits."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pvae.support.refusals import choice, number, widths
+
 __all__ = ["PerValue", "Positive", "PositiveOption"]
 
 PositiveOption = float | Literal["shared", "learned"]
@@ -38,23 +40,30 @@ class Positive(nn.Module):
             give one per value.
         floor: the least that a learned one can be.
         x_shape: shape of one datum, to have "shared" learn one per entry of it instead of one for all.
+        floor_name: what the floor is called in errors.
 
     Raises: ValueError for another word, or a number or floor that is not positive.
     """
 
-    def __init__(self, name: str, option: PositiveOption, floor: float, x_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        option: PositiveOption,
+        floor: float,
+        x_shape: Sequence[int] = (),
+        *,
+        floor_name: str = "floor",
+    ) -> None:
         super().__init__()
         if isinstance(option, str):
-            if option not in ("shared", "learned"):
-                raise ValueError(f"{name} must be a positive number, 'shared' or 'learned', got {option!r}")
-        elif not option > 0:
-            raise ValueError(f"{name} must be positive, got {option!r}; try 1.0")
-        if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor!r}; try 1e-3")
-        self.option, self.floor = option, floor
+            self.option: float | str = choice(name, option, ("shared", "learned"))
+        else:
+            self.option = number(name, option, above=0, usual="1.0, 'shared' or 'learned'")
+        self.floor = number(floor_name, floor, above=0, usual=1e-3)
+        shape = widths("x_shape", x_shape, usual=(1, 28, 28))
         self.num_parameters = 1 if option == "learned" else 0
         if option == "shared":
-            self.unconstrained = nn.Parameter(torch.full(tuple(x_shape), math.log(math.e - 1)))
+            self.unconstrained = nn.Parameter(torch.full(shape, math.log(math.e - 1)))
 
     def forward(self, given: Sequence[Tensor], like: Tensor) -> Tensor:
         """The number, in the dtype of `like`: from what the decoder gave for it, which is nothing or one tensor."""

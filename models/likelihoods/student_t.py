@@ -39,7 +39,7 @@ class StudentT(PerValue):
     ) -> None:
         super().__init__()
         self.scale = Positive("scale", scale, floor, x_shape)
-        self.df = Positive("df", df, min_df, x_shape)
+        self.df = Positive("df", df, min_df, x_shape, floor_name="min_df")
         self.num_parameters = 1 + self.scale.num_parameters + self.df.num_parameters
 
     def forward(self, parameters: Tensor, x_shape: Sequence[int]) -> dist.TorchDistribution:

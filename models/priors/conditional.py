@@ -8,7 +8,10 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pvae.models.checks import part_or
 from pvae.nets import MLP
+from pvae.support.arguments import check_min_scale
+from pvae.support.refusals import whole
 
 __all__ = ["ConditionalPrior"]
 
@@ -32,8 +35,10 @@ class ConditionalPrior(nn.Module):
         self, condition_dim: int, latent_dim: int, *, net: nn.Module | None = None, min_scale: float = 1e-3
     ) -> None:
         super().__init__()
-        self.condition_dim, self.latent_dim, self.min_scale = condition_dim, latent_dim, min_scale
-        self.net = MLP(condition_dim, (), (2, latent_dim)) if net is None else net
+        self.condition_dim = whole("condition_dim", condition_dim, usual=10)
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.min_scale = check_min_scale(min_scale)
+        self.net = part_or("net", net, lambda: MLP(self.condition_dim, (), (2, self.latent_dim)), usual="pvae.nets.MLP")
 
     def forward(self, c: Tensor) -> dist.TorchDistribution:
         """Conditions (..., C) -> a distribution with batch shape (...) and event shape (latent_dim,)."""

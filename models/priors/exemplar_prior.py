@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pvae.models.priors.equal_mixture import EqualMixture
-from pvae.models.priors.tied import TiedPrior
+from pvae.models.priors.tied import TiedPrior, rows_of
+from pvae.support.refusals import whole
 
 __all__ = ["ExemplarPrior"]
 
@@ -42,14 +43,8 @@ class ExemplarPrior(TiedPrior):
 
     def __init__(self, latent_dim: int, exemplars: Tensor, subset: int = 100) -> None:
         super().__init__(latent_dim)
-        if exemplars.dim() < 2 or not len(exemplars):
-            raise ValueError(
-                f"exemplars must be of shape (N, *x_shape), got {tuple(exemplars.shape)}; give for example "
-                "data.train[:5000]"
-            )
-        if not isinstance(subset, int) or subset < 1:
-            raise ValueError(f"subset must be a whole number of at least 1, got {subset!r}; try 100")
-        self.subset = subset
+        exemplars = rows_of("exemplars", exemplars, usual="data.train[:5000]")
+        self.subset = whole("subset", subset, usual=100)
         self.register_buffer("exemplars", exemplars.detach().clone())
         self.log_scale = nn.Parameter(torch.zeros(()))
 

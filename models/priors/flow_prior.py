@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pvae.autoregressive import ComposedTransform, MonotonicAffineTransform, NormalizingFlow, autoregressive_step
+from pvae.support.refusals import whole, widths
 
 __all__ = ["FlowPrior"]
 
@@ -28,7 +29,7 @@ class FlowPrior(nn.Module):
         length: T.
         step_hidden: widths of the hidden layers of each step's masked net (tanh).
 
-    Raises: ValueError for a length below 1.
+    Raises: ValueError for a `latent_dim`, length or width below 1.
 
     Papamakarios, Pavlakou and Murray (2017), Masked Autoregressive Flow for Density Estimation; as a prior, Chen et al.
     (2017), Variational Lossy Autoencoder.
@@ -38,9 +39,9 @@ class FlowPrior(nn.Module):
 
     def __init__(self, latent_dim: int, length: int = 4, step_hidden: Sequence[int] = (128,)) -> None:
         super().__init__()
-        if not isinstance(length, int) or length < 1:
-            raise ValueError(f"length must be a whole number of at least 1, got {length!r}; StandardNormal has none")
-        self.latent_dim = latent_dim
+        self.latent_dim = latent_dim = whole("latent_dim", latent_dim, usual=8)
+        length = whole("length", length, usual="4; StandardNormal has none")
+        step_hidden = widths("step_hidden", step_hidden, usual=(128,))
         before = torch.ones(latent_dim, latent_dim, dtype=torch.bool).tril(-1)
         self.steps = nn.ModuleList(
             autoregressive_step(

@@ -6,6 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.support.refusals import whole
+
 __all__ = ["Gaussian"]
 
 
@@ -19,13 +21,15 @@ class Gaussian(nn.Module):
         latent_dim: dimensions of z.
 
     Attributes: `loc` and `log_scale`, (latent_dim,) each.
+
+    Raises: ValueError for a `latent_dim` below 1.
     """
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
-        self.loc = nn.Parameter(torch.zeros(latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.loc = nn.Parameter(torch.zeros(self.latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(self.latent_dim))
 
     @property
     def scale(self) -> Tensor:

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.support.refusals import whole
+
 __all__ = ["GaussianMixture"]
 
 
@@ -23,7 +25,7 @@ class GaussianMixture(nn.Module):
 
     Attributes: `logits` (M,), `loc` and `log_scale`, (M, latent_dim) each.
 
-    Raises: ValueError for fewer than 1 component.
+    Raises: ValueError for a `latent_dim` or `num_components` below 1.
 
     Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders; as a prior
     summed out, "MoG" in Tomczak and Welling (2018).
@@ -31,12 +33,12 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, latent_dim: int, num_components: int = 10) -> None:
         super().__init__()
-        if not isinstance(num_components, int) or num_components < 1:
-            raise ValueError(f"num_components must be a whole number of at least 1, got {num_components!r}; try 10")
-        self.latent_dim, self.num_components = latent_dim, num_components
-        self.logits = nn.Parameter(torch.zeros(num_components))
-        self.loc = nn.Parameter(torch.randn(num_components, latent_dim) * math.sqrt(0.5))
-        self.log_scale = nn.Parameter(torch.full((num_components, latent_dim), 0.5 * math.log(0.5)))
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.num_components = whole("num_components", num_components, usual=10)
+        shape = (self.num_components, self.latent_dim)
+        self.logits = nn.Parameter(torch.zeros(self.num_components))
+        self.loc = nn.Parameter(torch.randn(shape) * math.sqrt(0.5))
+        self.log_scale = nn.Parameter(torch.full(shape, 0.5 * math.log(0.5)))
 
     @property
     def scale(self) -> Tensor:

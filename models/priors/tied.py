@@ -19,8 +19,20 @@ from torch.distributions import constraints
 from pvae.contexts import called_modules, seeded
 from pvae.sites import Site, random_sites
 from pvae.store import private_store
+from pvae.support.refusals import instance, one_line, shown, whole
 
-__all__ = ["TiedPrior"]
+__all__ = ["TiedPrior", "rows_of"]
+
+
+def rows_of(name: str, rows: Any, *, usual: str) -> Tensor:
+    """Data as a tensor (M, *x_shape) of finite real numbers. Raises ValueError for anything else."""
+    if not isinstance(rows, Tensor) or rows.dim() < 2 or not rows.numel() or rows.is_complex() or rows.is_sparse:
+        raise ValueError(
+            f"{name} must be a tensor of real numbers, one row per datum, got {shown(rows)}; give for example {usual}"
+        )
+    if not bool(rows.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got nan or inf among {shown(rows)}; drop or impute those values")
+    return rows
 
 
 class TiedPrior(nn.Module):
@@ -38,7 +50,7 @@ class TiedPrior(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim = whole("latent_dim", latent_dim, usual=8)
         self._tied: tuple[nn.Module, ...] = ()
 
     def tie(self, guide: nn.Module) -> None:
@@ -48,8 +60,7 @@ class TiedPrior(nn.Module):
             known at any z, and takes data of the prior's shape.
         """
         self._tied = ()
-        if not isinstance(guide, nn.Module):
-            raise ValueError(f"tie takes a built guide module, got {guide!r}; for example pvae.guides.MeanField")
+        instance("guide", guide, nn.Module, what="a built module", usual="pvae.guides.MeanField(model, batch)")
         example = self._example()
         try:
             with private_store(guide), torch.no_grad(), seeded(0, example.device), called_modules():
@@ -57,7 +68,7 @@ class TiedPrior(nn.Module):
                 z = example.new_zeros(3, len(example), self.latent_dim)
                 known = tuple(components.event_shape) == z.shape[2:] and bool(components.log_prob(z).isfinite().all())
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(self._refusal(guide, " ".join(str(error).split()) or type(error).__name__)) from error
+            raise ValueError(self._refusal(guide, one_line(str(error), 100) or type(error).__name__)) from error
         if not known:
             raise ValueError(self._refusal(guide, "it draws other shapes, or from points"))
         self._tied = (guide,)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pvae.models.priors.equal_mixture import EqualMixture
-from pvae.models.priors.tied import TiedPrior
+from pvae.models.priors.tied import TiedPrior, rows_of
+from pvae.support.arguments import check_seed
+from pvae.support.refusals import number, shown, whole
 
 __all__ = ["VampPrior", "pseudo_inputs_near"]
 
@@ -40,13 +44,8 @@ class VampPrior(TiedPrior):
         self, latent_dim: int, pseudo_inputs: Tensor, *, bounds: tuple[float, float] | None = (0.0, 1.0)
     ) -> None:
         super().__init__(latent_dim)
-        if pseudo_inputs.dim() < 2 or not len(pseudo_inputs):
-            raise ValueError(
-                f"pseudo_inputs must be of shape (M, *x_shape), got {tuple(pseudo_inputs.shape)}; give for example "
-                "pseudo_inputs_near(data.train, 500)"
-            )
-        if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be a least and a larger number, got {bounds}; images have (0.0, 1.0)")
+        pseudo_inputs = rows_of("pseudo_inputs", pseudo_inputs, usual="pseudo_inputs_near(data.train, 500)")
+        bounds = _checked(bounds)
         like = pseudo_inputs if pseudo_inputs.is_floating_point() else pseudo_inputs.to(torch.get_default_dtype())
         self.free, self.bounds = nn.Parameter(like.detach().clone()), bounds
 
@@ -82,9 +81,8 @@ def pseudo_inputs_near(
 
     Raises: ValueError for fewer than 1.
     """
-    if not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be a whole number of at least 1, got {num!r}; try 500")
-    generator = torch.Generator().manual_seed(seed)
+    data, num, bounds = rows_of("data", data, usual="data.train"), whole("num", num, usual=500), _checked(bounds)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     order = torch.randperm(len(data), generator=generator)[torch.arange(num) % len(data)]
     chosen = data[order.to(data.device)].to(torch.get_default_dtype())
     noise = 0.01 * torch.randn(chosen.shape, generator=generator).to(chosen)
@@ -92,3 +90,14 @@ def pseudo_inputs_near(
         return chosen + noise * data.to(chosen).std(0)
     low, high = bounds
     return low + 0.05 * (high - low) + 0.9 * (chosen - low) + noise * (high - low)
+
+
+def _checked(bounds: Any) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    is_pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
+    if not is_pair or not number("each of bounds", bounds[0], usual=0.0) < number(
+        "each of bounds", bounds[1], usual=1.0
+    ):
+        raise ValueError(f"bounds must be a least and a larger number, got {shown(bounds)}; images have (0.0, 1.0)")
+    return float(bounds[0]), float(bounds[1])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.models.checks import check_size
 from pvae.nets import MLP, glorot
+from pvae.support.refusals import number, whole, widths
 
 __all__ = ["Gated"]
 
@@ -33,10 +33,9 @@ class Gated(nn.Module):
 
     def __init__(self, latent_dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-3) -> None:
         super().__init__()
-        check_size("latent_dim", latent_dim)
-        if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor!r}; try 1e-3")
-        self.floor = floor
+        latent_dim = whole("latent_dim", latent_dim, usual=8)
+        self.floor = number("floor", floor, above=0, usual=1e-3)
+        hidden = widths("hidden", hidden, usual=(64,))
         self.gate = MLP(latent_dim, hidden, latent_dim)
         self.proposal = MLP(latent_dim, hidden, latent_dim)
         self.linear = nn.Linear(latent_dim, latent_dim)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pvae.support.masks import as_mask
+
 __all__ = ["missing"]
 
 
@@ -17,11 +19,11 @@ def missing(x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
     Returns: x with 0 in place of what is missing, and the bool tensor of what is not.
 
-    Raises: ValueError for an `observed` of another shape.
+    Raises: ValueError for an `observed` of another shape, or with other values.
     """
     known = ~x.isnan()
     if observed is not None:
         if observed.shape != x.shape:
             raise ValueError(f"observed must have the shape of x, {tuple(x.shape)}, got {tuple(observed.shape)}")
-        known = known & observed.bool()
+        known = known & as_mask(observed)
     return torch.where(known, x, 0), known

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pvae.diagnostics.setting import require_count
 from pvae.entry import entry
 from pvae.generate import encode
+from pvae.support.refusals import number, whole
 
 __all__ = ["active_dimensions"]
 
@@ -36,8 +36,8 @@ def active_dimensions(
 
     Dai and Wipf (2019), Diagnosing and Enhancing VAE Models.
     """
-    require_count("num_samples", num_samples, 2, 10)
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be between 0 and 1, the variance of the prior, got {threshold!r}; try 0.5")
+    whole("num_samples", num_samples, 2, usual=10)
+    # 1 is the variance of the prior.
+    number("threshold", threshold, above=0, below=1, usual=0.5)
     draws = encode(guide, x, num_samples=num_samples, seed=seed)
     return {name: z.flatten(2).var(0).mean(0) < threshold for name, z in draws.items()}

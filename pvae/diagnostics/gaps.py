@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import evaluation, running, seeded
 from pvae.data.batches import Data
 from pvae.diagnostics.local import free_guide, optimise
-from pvae.diagnostics.setting import PerDatum, looking, require_count, rows_at_once
+from pvae.diagnostics.setting import PerDatum, looking, rows_at_once
 from pvae.entry import entry
 from pvae.estimators.importance import ImportanceSampling
-from pvae.estimators.log_marginal import Estimator, log_marginal
+from pvae.estimators.log_marginal import Estimator, log_marginal, require_estimator
 from pvae.layout import read_layout
 from pvae.params import Parameters, find_parameters
 from pvae.runs import run_pair
 from pvae.sites import Batch
 from pvae.store import private_store
+from pvae.support.arguments import GUIDE
+from pvae.support.refusals import built, function, number, shown, whole
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -144,14 +146,16 @@ def inference_gap(
 
     Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
     """
-    require_count("local_steps", local_steps, 1, 500)
-    require_count("local_samples", local_samples, 1, 8)
-    require_count("num_samples", num_samples, 2, 1000)
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr!r}; try 0.05")
+    whole("local_steps", local_steps, usual=500)
+    whole("local_samples", local_samples, usual=8)
+    whole("num_samples", num_samples, 2, usual=1000)
+    number("lr", lr, above=0, usual=0.05)
+    if local_guide is not None:
+        function("local_guide", local_guide, usual="lambda x: a guide with parameters for each datum of x")
+    estimators = _estimators(estimator)
     with looking(model, guide, data, batch_size, device, seed) as (parameters, source):
         batches = list(source.epoch())
-        log_p, bound = _log_p(model, guide, batches, estimator, batch_size, seed)
+        log_p, bound = _log_p(model, guide, batches, estimators, batch_size, seed)
         looks = [
             _look(model, guide, batch, parameters, local_guide, local_steps, local_samples, lr, num_samples)
             for batch in batches
@@ -179,7 +183,8 @@ def _look(
     judging, reporting = torch.randint(2**31, (2,)).tolist()
     with private_store(model, guide):
         if local_guide is not None:
-            local, only = local_guide(*batch), None
+            with running("local_guide", batch):
+                local, only = built("what local_guide gives", local_guide(*batch), usual=GUIDE), None
         elif parameters.guide_only:
             local, only = free_guide(guide, batch)
         else:
@@ -203,20 +208,41 @@ def _look(
     return own, torch.where(better, best, own), end - half[0]
 
 
-def _log_p(
-    model: Any, guide: Any, batches: list[Batch], estimator: Any, batch_size: int, seed: int
-) -> tuple[PerDatum, str]:
-    estimator = ImportanceSampling(5000) if estimator is None else estimator
-    if callable(estimator) and not hasattr(estimator, "start"):
-        values = torch.cat([estimator(*batch).double().cpu() for batch in batches])
-        return PerDatum(values, torch.zeros_like(values)), "exact"
-    several = list(estimator) if isinstance(estimator, Sequence) else [estimator]
+def _estimators(given: Any) -> Any:
+    """A list of estimators, or the one function that gives log p(x)."""
+    if given is None:
+        return [ImportanceSampling(5000)]
+    if callable(given) and not isinstance(given, type) and not hasattr(given, "start"):
+        return given
+    several = [*given] if isinstance(given, (list, tuple)) else [given]
+    for each in several:
+        require_estimator(each)
     kinds = [getattr(each, "bound", "none") for each in several]
     if "upper" in kinds or not several or (len(several) > 1 and set(kinds) != {"lower"}):
         raise ValueError(
             f"expected one estimator of log p(x) that is no upper bound, or several lower bounds, got {kinds}; give "
             "for example ImportanceSampling(5000)"
         )
+    return several
+
+
+def _exact(log_prob: Callable[..., Any], batch: Batch) -> Tensor:
+    with running("estimator", batch):
+        values = log_prob(*batch)
+    if not isinstance(values, Tensor) or values.shape != batch[0].shape[:1]:
+        raise ValueError(
+            f"a function in place of an estimator gives log p(x) of each datum, ({len(batch[0])},), got {shown(values)}"
+            "; give for example model.log_prob"
+        )
+    return values.double().cpu()
+
+
+def _log_p(
+    model: Any, guide: Any, batches: list[Batch], several: Any, batch_size: int, seed: int
+) -> tuple[PerDatum, str]:
+    if not isinstance(several, list):
+        values = torch.cat([_exact(several, batch) for batch in batches])
+        return PerDatum(values, torch.zeros_like(values)), "exact"
     data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     results = [log_marginal(model, guide, data, each, batch_size=batch_size, seed=seed) for each in several]
     results.sort(key=lambda result: result.mean, reverse=True)
@@ -226,7 +252,7 @@ def _log_p(
         clearly &= result.khat <= result.khat_threshold
         values = torch.where(clearly, result.values, values)
         errors = torch.where(clearly, result.mc_standard_errors, errors)
-    return PerDatum(values, errors), kinds[0]
+    return PerDatum(values, errors), several[0].bound
 
 
 def _log_weights(model: Any, guide: Any, batch: Batch, num_samples: int, seed: int) -> Tensor:

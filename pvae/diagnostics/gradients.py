@@ -13,7 +13,6 @@ from torch import Tensor
 from pvae.contexts import seeded
 from pvae.data.batches import Batches
 from pvae.diagnostics.moments import NUM_BLOCKS, GradientStatistics, Moments, statistics
-from pvae.diagnostics.setting import require_count
 from pvae.entry import entry
 from pvae.graphs.replay import Replay
 from pvae.graphs.trace import unchanged_buffers
@@ -21,6 +20,8 @@ from pvae.objectives.objective import Objective
 from pvae.params import Parameters, settle
 from pvae.sites import Batch
 from pvae.store import private_store
+from pvae.support.arguments import check_pair, check_seed
+from pvae.support.refusals import instance, nearest, one_line, shown, whole
 
 __all__ = ["GradientVariance", "gradient_variance"]
 
@@ -110,9 +111,15 @@ def gradient_variance(
 
     Rainforth, Kosiorek, Le, Maddison, Igl, Wood and Teh (2018), Tighter Variational Bounds are Not Necessarily Better.
     """
-    require_count("num_repeats", num_repeats, 2 * NUM_BLOCKS, 200)
-    if not isinstance(objective, Objective):
-        raise ValueError(f"objective must be one of pvae.objectives, such as ELBO(), got {objective!r}; build one")
+    whole("num_repeats", num_repeats, 2 * NUM_BLOCKS, usual=200)
+    instance("objective", objective, Objective, what="one of pvae.objectives, built", usual="ELBO()")
+    check_pair(model, guide)
+    seed = check_seed(seed)
+    if reference is not None:
+        what = "gradients by parameter name, or an objective"
+        instance("reference", reference, (Objective, Mapping), what=what, usual="ELBO(1000)")
+    if groups is not None:
+        instance("groups", groups, Mapping, what="lists of parameter names by group", usual="{'decoder': [names]}")
     source = Batches(batch, None)
     with private_store(model, guide), torch.enable_grad():
         parameters = settle(model, guide, source, None)
@@ -192,9 +199,11 @@ def _groups(parameters: Parameters, groups: Mapping[str, Sequence[str]] | None) 
     for name, leaf in parameters.leaves.items():
         places[name] = torch.arange(start, start + leaf.numel())
         start += leaf.numel()
-    unknown = sorted({name for members in groups.values() for name in members} - set(names))
-    if unknown:
-        raise ValueError(f"the pair has no parameter {unknown[0]!r}; expected names among {names}")
+    for group, members in groups.items():
+        what = "a list of parameter names"
+        for name in instance(f"group {shown(group)}", members, (list, tuple, set), what=what, usual=f"{names[:1]}"):
+            if name not in names:
+                raise ValueError(one_line(f"the pair has no parameter {shown(name)}: {nearest(name, names)}"))
     together = {group: torch.cat([places[name] for name in members]) for group, members in groups.items() if members}
     return together | places
 
@@ -210,10 +219,13 @@ def _flat(reference: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
     Raises: ValueError for names and shapes that are not the pair's.
     """
     for name, value in reference.items():
-        if shapes.get(name) != value.shape:
-            expected = {known: tuple(shape) for known, shape in shapes.items()}
+        if name not in shapes:
+            line = f"the reference names {shown(name)}, which is no parameter of the pair: {nearest(name, shapes)}"
+            raise ValueError(one_line(line))
+        if not isinstance(value, Tensor) or shapes[name] != value.shape:
             raise ValueError(
-                f"the reference gives {name!r} the shape {tuple(value.shape)}; expected some of {expected}"
+                f"the reference gives {name!r} as {shown(value)}, and the parameter has the shape "
+                f"{tuple(shapes[name])}; give a gradient of that shape"
             )
     return torch.cat(
         [

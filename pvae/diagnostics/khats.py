@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvae.entry import entry
 from pvae.estimators.log_marginal import LogMarginal
+from pvae.support.refusals import instance, whole
 
 __all__ = ["KhatMap", "khat_map"]
 
@@ -80,8 +81,8 @@ def khat_map(result: LogMarginal, worst: int = 10) -> KhatMap:
 
     Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
     """
-    if not isinstance(worst, int) or worst < 1:
-        raise ValueError(f"worst must be a whole number of at least 1, got {worst!r}; try 10")
+    instance("result", result, LogMarginal, what="what pvae.log_marginal returned", usual="pvae.log_marginal(...)")
+    worst = whole("worst", worst, usual=10)
     told = result.khat.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     index = told.sort(descending=True, stable=True).indices[:worst]
     return KhatMap(

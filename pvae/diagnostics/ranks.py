@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from pvae.data.batches import Batches, Data
-from pvae.diagnostics.setting import looking, require_count, rows_at_once, take
+from pvae.diagnostics.setting import looking, rows_at_once, take
 from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.simulate import simulate
 from pvae.sites import Batch, require_latents
+from pvae.support.arguments import GUIDE
+from pvae.support.refusals import built, whole
 
 __all__ = ["Calibration", "calibration"]
 
@@ -140,8 +142,9 @@ def calibration(
     Talts, Betancourt, Simpson, Vehtari and Gelman (2018), Validating Bayesian Inference Algorithms with
     Simulation-Based Calibration.
     """
-    require_count("num_simulations", num_simulations, 20, 1000)
-    require_count("num_samples", num_samples, 1, 999)
+    num_simulations = whole("num_simulations", num_simulations, 20, usual=1000)
+    num_samples = whole("num_samples", num_samples, usual=999)
+    built("guide", guide, usual=GUIDE)
     with looking(model, guide, like, batch_size, device, seed) as (_, source):
         batches = _in_turn(source, num_simulations)
         layout = read_layout(guide, None, batches[0], 2)

@@ -17,8 +17,10 @@ from pvae.data_support import require_support
 from pvae.params import Parameters, settle
 from pvae.sites import Batch
 from pvae.store import private_store
+from pvae.support.arguments import check_pair, check_seed
+from pvae.support.refusals import whole
 
-__all__ = ["PerDatum", "looking", "require_count", "rows_at_once", "take"]
+__all__ = ["PerDatum", "looking", "rows_at_once", "take"]
 
 # Values held at once by what is chunked: some tens of MB.
 _VALUES_AT_ONCE = 2_000_000
@@ -63,6 +65,8 @@ def looking(
     model: Any, guide: Any, data: Data, batch_size: int, device: torch.device | str | None, seed: int
 ) -> Iterator[tuple[Parameters, Batches]]:
     """The parameters of a pair and its data on one device, in a param store, random state and mode of their own."""
+    check_pair(model, guide)
+    seed, batch_size = check_seed(seed), whole("batch_size", batch_size, usual=100)
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():
         parameters = settle(model, guide, source, device)
@@ -87,9 +91,3 @@ def take(source: Batches, num_data: int) -> list[Batch]:
 def rows_at_once(width: int) -> int:
     """How many rows of `width` values to hold at once."""
     return max(1, _VALUES_AT_ONCE // max(width, 1))
-
-
-def require_count(name: str, value: Any, least: int, usual: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; try {usual}")

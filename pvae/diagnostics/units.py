@@ -12,12 +12,14 @@ from torch import Tensor
 from pvae.aggregate import log_aggregate_posterior, refuse_points
 from pvae.data.batches import Data
 from pvae.diagnostics.factors import site_kl, site_mean
-from pvae.diagnostics.setting import PerDatum, looking, require_count, take
+from pvae.diagnostics.setting import PerDatum, looking, take
 from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.pair_run import PairRun
 from pvae.runs import run_pair
 from pvae.sites import require_latents
+from pvae.support.arguments import GUIDE
+from pvae.support.refusals import built, number, whole
 
 __all__ = ["Collapse", "collapse"]
 
@@ -163,8 +165,9 @@ def collapse(
     Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders (active units); Hoffman and Johnson (2016),
     ELBO surgery; He, Spokoyny, Neubig and Berg-Kirkpatrick (2019), Lagging Inference Networks.
     """
-    require_count("num_data", num_data, 2, 1000)
-    require_count("num_samples", num_samples, 1, 10)
+    num_data, num_samples = whole("num_data", num_data, 2, usual=1000), whole("num_samples", num_samples, usual=10)
+    threshold = number("threshold", threshold, least=0, usual=1e-2)
+    built("guide", guide, usual=GUIDE)
     with looking(model, guide, data, batch_size, device, seed) as (_, source):
         batches = take(source, num_data)
         if sum(len(batch[0]) for batch in batches) < 2:

@@ -16,7 +16,7 @@ from pvae.estimators.stream import Estimate
 from pvae.estimators.unconstrained import UnconstrainedJoint
 from pvae.params import Parameters
 from pvae.sites import Batch
-from pvae.support.refusals import nearest
+from pvae.support.refusals import choice, number, whole
 
 __all__ = ["AnnealedImportanceSampling"]
 
@@ -59,15 +59,12 @@ class AnnealedImportanceSampling:
         chunk_size: int | None = None,
         step_mode: StepMode = "auto",
     ) -> None:
-        check_chunks(num_samples, chunk_size, step_mode)
-        for name, size in {"num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog}.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}; try 10 or more")
-        if step_size is not None and not 0 < step_size < math.inf:
-            raise ValueError(f"step_size must be a positive number, got {step_size!r}; leave it out to have it tuned")
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"unknown schedule {schedule!r}: {nearest(str(schedule), [*get_args(Schedule)])}")
-        self.num_samples, self.num_temperatures, self.num_leapfrog = num_samples, num_temperatures, num_leapfrog
+        self.num_samples = num_samples = check_chunks(num_samples, chunk_size, step_mode)
+        self.num_temperatures = whole("num_temperatures", num_temperatures, usual=1000)
+        self.num_leapfrog = whole("num_leapfrog", num_leapfrog, usual=10)
+        if step_size is not None:
+            step_size = number("step_size", step_size, above=0, usual="0.1, or leave it out to have it tuned")
+        choice("schedule", schedule, get_args(Schedule))
         self.schedule, self.step_size, self.chunk_size, self.step_mode = schedule, step_size, chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from pvae.support.refusals import shown, whole
 
 __all__ = ["bits_per_dim"]
 
+# Beyond it, a whole number is none of the floats.
+_MOST_NATS = 2**53
 Nats = TypeVar("Nats", float, Tensor)
 
 
@@ -27,6 +33,12 @@ def bits_per_dim(nats: Nats, num_dims: int) -> Nats:
 
     Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims must be at least 1, got {num_dims}; give the number of values in one datum")
+    whole("num_dims", num_dims, usual="the number of values in one datum")
+    # Of any size: log p(x) may be -inf.
+    is_number = isinstance(nats, (int, float, np.number)) and not isinstance(nats, (bool, complex, np.complexfloating))
+    is_array = isinstance(nats, np.ndarray) and nats.dtype.kind in "fiu"
+    if isinstance(nats, Tensor):
+        is_array = not nats.is_complex() and nats.dtype != torch.bool
+    if not (is_number or is_array) or (isinstance(nats, int) and abs(nats) > _MOST_NATS):
+        raise ValueError(f"nats must be a number or a tensor of them, got {shown(nats)}; give for example result.mean")
     return -nats / (num_dims * math.log(2))

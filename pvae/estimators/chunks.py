@@ -19,8 +19,7 @@ from pvae.params import Parameters
 from pvae.places import Layout
 from pvae.referee import NoParticles
 from pvae.sites import Batch
-from pvae.support.refusals import nearest
-from pvae.weights import check_num_samples
+from pvae.support.refusals import choice, whole
 
 __all__ = ["Chunks", "Proposal", "StepMode", "check_chunks", "rows_at_once"]
 
@@ -46,16 +45,12 @@ class Proposal(Protocol):
         """Log weights of fresh draws, (num_samples, B)."""
 
 
-def check_chunks(num_samples: int, chunk_size: int | None, step_mode: str) -> None:
-    """Raise ValueError for sizes below 1 and an unknown mode."""
-    check_num_samples(num_samples)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(
-            f"chunk_size must be a whole number of at least 1, got {chunk_size!r}; leave it out to have it chosen"
-        )
-    modes = ["eager", *get_args(Mode)]
-    if step_mode not in modes:
-        raise ValueError(f"unknown step_mode {step_mode!r}: {nearest(str(step_mode), modes)}")
+def check_chunks(num_samples: int, chunk_size: int | None, step_mode: str) -> int:
+    """K as an int. Raises ValueError for sizes below 1 and an unknown mode."""
+    if chunk_size is not None:
+        whole("chunk_size", chunk_size, usual="100, or leave it out to have it chosen")
+    choice("step_mode", step_mode, get_args(StepMode))
+    return whole("num_samples", num_samples, usual=1000)
 
 
 class Chunks:

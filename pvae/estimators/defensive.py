@@ -18,6 +18,7 @@ from pvae.params import Parameters
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.sites import Batch
+from pvae.support.refusals import number
 
 __all__ = ["DefensiveMixture"]
 
@@ -56,15 +57,11 @@ class DefensiveMixture:
         chunk_size: int | None = None,
         step_mode: StepMode = "auto",
     ) -> None:
-        check_chunks(num_samples, chunk_size, step_mode)
+        self.num_samples = num_samples = check_chunks(num_samples, chunk_size, step_mode)
         if num_samples < 2:
             raise ValueError("DefensiveMixture needs num_samples of at least 2, one draw from each, got 1; try 1000")
-        if not 0 < guide_share < 1:
-            raise ValueError(
-                f"guide_share must be between 0 and 1, both excluded, got {guide_share!r}; use ImportanceSampling or "
-                "PriorSampling for one proposal alone"
-            )
-        self.num_samples, self.guide_share = num_samples, guide_share
+        usual = "0.5, or ImportanceSampling or PriorSampling for one proposal alone"
+        self.guide_share = number("guide_share", guide_share, above=0, below=1, usual=usual)
         self.chunk_size, self.step_mode = chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

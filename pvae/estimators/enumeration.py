@@ -19,7 +19,7 @@ from pvae.runs import run_pair
 from pvae.sites import Batch, as_batch
 from pvae.states import States
 from pvae.store import private_store
-from pvae.weights import check_num_samples
+from pvae.support.refusals import whole
 
 __all__ = ["Enumeration", "JointStates", "joint_states"]
 
@@ -46,8 +46,7 @@ class Enumeration:
     bound = "unbiased"
 
     def __init__(self, max_states: int = 65536) -> None:
-        check_num_samples(max_states)
-        self.max_states = max_states
+        self.max_states = whole("max_states", max_states, usual=65536)
         self.num_samples = 0
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

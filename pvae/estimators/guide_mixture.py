@@ -18,6 +18,8 @@ from pvae.params import Parameters
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.sites import Batch
+from pvae.support.arguments import GUIDE
+from pvae.support.refusals import built, shown
 
 __all__ = ["GuideMixture"]
 
@@ -53,12 +55,16 @@ class GuideMixture:
         chunk_size: int | None = None,
         step_mode: StepMode = "auto",
     ) -> None:
-        check_chunks(num_samples, chunk_size, step_mode)
-        if not others or not all(map(callable, others)):
-            raise ValueError(f"others must be guides of the same model, got {others!r}; give a list of at least one")
+        self.num_samples = num_samples = check_chunks(num_samples, chunk_size, step_mode)
+        if not isinstance(others, (list, tuple, nn.ModuleList)) or not len(others):
+            raise ValueError(
+                f"others must be guides of the same model, got {shown(others)}; give a list of at least one"
+            )
+        for other in others:
+            built("each of others", other, usual=GUIDE)
         if num_samples < len(others) + 1:
             raise ValueError(f"{len(others) + 1} guides need as many draws, got num_samples {num_samples}")
-        self.others, self.num_samples = tuple(others), num_samples
+        self.others = tuple(others)
         self.chunk_size, self.step_mode = chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

@@ -16,6 +16,7 @@ from pvae.params import Parameters
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.sites import Batch, base_of
+from pvae.support.refusals import flag
 
 __all__ = ["GuideProposal", "ImportanceSampling", "PriorSampling", "require_density"]
 
@@ -49,8 +50,8 @@ class ImportanceSampling:
         step_mode: StepMode = "auto",
         smooth: bool = False,
     ) -> None:
-        check_chunks(num_samples, chunk_size, step_mode)
-        self.num_samples, self.chunk_size, self.step_mode = num_samples, chunk_size, step_mode
+        self.num_samples = num_samples = check_chunks(num_samples, chunk_size, step_mode)
+        self.chunk_size, self.step_mode, smooth = chunk_size, step_mode, flag("smooth", smooth)
         self.smooth, self.averages_weights = smooth, not smooth
         self.bound = "none" if smooth else "lower"
 

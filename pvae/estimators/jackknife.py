@@ -14,6 +14,7 @@ from pvae.estimators.importance import GuideProposal
 from pvae.estimators.stream import Estimate, WeightStream
 from pvae.params import Parameters
 from pvae.sites import Batch
+from pvae.support.refusals import whole
 
 __all__ = ["Jackknife", "jackknife"]
 
@@ -57,12 +58,12 @@ class Jackknife:
         chunk_size: int | None = None,
         step_mode: StepMode = "auto",
     ) -> None:
-        check_chunks(num_samples, chunk_size, step_mode)
-        if order not in (1, 2):
+        self.num_samples = num_samples = check_chunks(num_samples, chunk_size, step_mode)
+        if whole("order", order, usual="1 or 2") not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}; use ImportanceSampling for no correction")
         if num_samples <= order:
             raise ValueError(f"order {order} leaves out {order} draws, so num_samples must exceed it; try 1000")
-        self.num_samples, self.order, self.chunk_size, self.step_mode = num_samples, order, chunk_size, step_mode
+        self.order, self.chunk_size, self.step_mode = order, chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
         """An estimate of log p(x) per datum, (B,), for one batch after another.

@@ -22,8 +22,10 @@ from pvae.params import Parameters, find_parameters, settle
 from pvae.progress import Progress
 from pvae.sites import Batch
 from pvae.store import private_store
+from pvae.support.arguments import check_pair, check_seed
+from pvae.support.refusals import flag, shown, whole
 
-__all__ = ["Estimator", "LogMarginal", "log_marginal"]
+__all__ = ["Estimator", "LogMarginal", "log_marginal", "require_estimator"]
 
 _Drawn = tuple[Batch, Estimate]
 # The batches to expect of a stream, which does not tell.
@@ -132,6 +134,16 @@ class LogMarginal:
         } | upper
 
 
+def require_estimator(estimator: Any) -> Estimator:
+    """The estimator. Raises ValueError for what is none, or a class that has to be built first."""
+    if isinstance(estimator, type) or not callable(getattr(estimator, "start", None)):
+        raise ValueError(
+            f"estimator must be one of pvae.estimators, built, got {shown(estimator)}; give for example "
+            "pvae.estimators.ImportanceSampling(1000)"
+        )
+    return estimator
+
+
 @entry
 def log_marginal(
     model: Any,
@@ -166,11 +178,11 @@ def log_marginal(
     Raises: ValueError for empty or non-finite data, for a pair that breaks the contract, and for a `target_se` beside
     an estimator whose draws cannot be pooled.
     """
-    estimator = ImportanceSampling() if estimator is None else estimator
-    if isinstance(estimator, type) or not hasattr(estimator, "start"):
-        raise ValueError(
-            f"estimator must be one such as pvae.estimators.ImportanceSampling(1000), got {estimator!r}; build one"
-        )
+    estimator = require_estimator(ImportanceSampling() if estimator is None else estimator)
+    check_pair(model, guide)
+    seed, progress = check_seed(seed), flag("progress", progress)
+    batch_size = whole("batch_size", batch_size, usual=100)
+    whole("max_samples", max_samples, usual=1_000_000)
     rounds = None if target_se is None else Rounds(estimator, target_se, max_samples)
     source = Batches(data, batch_size, split="test")
     with private_store(model, guide), torch.no_grad():

@@ -13,7 +13,7 @@ from pvae.estimators.stream import Estimate, WeightStream
 from pvae.params import Parameters
 from pvae.simulate import Simulator
 from pvae.sites import Batch
-from pvae.weights import check_num_samples
+from pvae.support.refusals import number, whole
 
 __all__ = ["ParzenWindow"]
 
@@ -45,12 +45,12 @@ class ParzenWindow:
     bound = "none"
 
     def __init__(self, num_samples: int = 10_000, bandwidth: float | None = None) -> None:
-        check_num_samples(num_samples)
+        self.num_samples = num_samples = whole("num_samples", num_samples, usual=10_000)
         if bandwidth is None and num_samples < 2:
             raise ValueError("one sample has no spread to choose a bandwidth by; draw more, or give bandwidth=")
-        if bandwidth is not None and not 0 < bandwidth < math.inf:
-            raise ValueError(f"bandwidth must be a number above 0, got {bandwidth!r}; leave it out to have it chosen")
-        self.num_samples, self.bandwidth = num_samples, bandwidth
+        if bandwidth is not None:
+            bandwidth = number("bandwidth", bandwidth, above=0, usual="0.2, or leave it out to have it chosen")
+        self.bandwidth = bandwidth
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
         """log density per datum, (B,), for one batch after another; the guide is not used."""

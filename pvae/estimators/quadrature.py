@@ -15,6 +15,7 @@ from pvae.estimators.joint import Joint
 from pvae.estimators.stream import Estimate
 from pvae.params import Parameters
 from pvae.sites import Batch, moving_support
+from pvae.support.refusals import whole
 from pvae.supports import family_of, free_shape, onto, shared, support_of
 
 __all__ = ["Quadrature"]
@@ -48,11 +49,7 @@ class Quadrature:
     bound = "none"
 
     def __init__(self, points_per_dim: int = 400) -> None:
-        if not isinstance(points_per_dim, int) or points_per_dim < 2 * NODES:
-            raise ValueError(
-                f"points_per_dim must be a whole number of at least {2 * NODES}, got {points_per_dim!r}; try 400"
-            )
-        self.points_per_dim = points_per_dim
+        self.points_per_dim = whole("points_per_dim", points_per_dim, 2 * NODES, usual=400)
         self.num_samples = 0
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvae.estimators.stream import Estimate, joined
 from pvae.sites import Batch
+from pvae.support.refusals import number, whole
 
 __all__ = ["Rounds"]
 
@@ -36,19 +37,18 @@ class Rounds:
     """
 
     def __init__(self, estimator: Any, target_se: float, max_samples: int) -> None:
-        if not isinstance(target_se, (int, float)) or not target_se > 0:
-            raise ValueError(f"target_se must be above 0 nats, got {target_se!r}; try 0.02")
+        self.target_se = number("target_se", target_se, above=0, usual="0.02 nats")
         if not getattr(estimator, "averages_weights", False):
             raise ValueError(
                 f"target_se pools draws of several rounds, but the value of this {type(estimator).__name__} is not the "
                 "log of a plain mean of weights; use ImportanceSampling, or leave target_se out"
             )
-        if not isinstance(max_samples, int) or max_samples < estimator.num_samples:
-            raise ValueError(
-                f"max_samples must be a whole number of at least the {estimator.num_samples} draws of the first round, "
-                f"got {max_samples!r}; raise it, or give the estimator fewer"
-            )
-        self.estimator, self.target_se, self.max_samples = estimator, target_se, max_samples
+        # At least the draws of the first round.
+        least = estimator.num_samples
+        self.max_samples = whole(
+            "max_samples", max_samples, least, usual="more, or give the estimator fewer num_samples"
+        )
+        self.estimator = estimator
 
     def run(self, first: Iterable[tuple[Batch, Estimate]], draw: Draw, batch_size: int) -> Estimate:
         """From the first round, one batch with its estimate after another, to what all rounds say, (N,).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from pvae.objectives.objective import Objective
 from pvae.objectives.prior_draws import as_vectors, draw_prior
 from pvae.pair_run import PairRun
 from pvae.sites import Batch, as_batch
+from pvae.support.refusals import number
 
 __all__ = ["AdversarialAutoencoder"]
 
@@ -63,9 +63,7 @@ class AdversarialAutoencoder(Objective):
         discriminator: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < divergence < math.inf:
-            raise ValueError(f"divergence must be positive and finite, got {divergence!r}; try 10")
-        self.divergence = divergence
+        self.divergence = number("divergence", divergence, above=0, usual=10)
         self.discriminator = Discriminator((example_latents(model, as_batch(example_batch)),), hidden, discriminator)
         self.companions["discriminator"] = self.discriminator
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pvae.contexts import called_modules, running
 from pvae.nets import MLP
 from pvae.objectives.means import Advantages
 from pvae.sites import Batch, as_batch
+from pvae.support.refusals import built, flag, number, shown, widths
 
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
 
@@ -54,9 +56,7 @@ class RunningMean(Baseline):
 
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}; try 0.99")
-        self.decay = decay
+        self.decay = number("decay", decay, least=0, below=1, usual=0.99)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
@@ -99,11 +99,12 @@ class Neural(Baseline):
     ) -> None:
         super().__init__()
         self.centre = RunningMean(decay)
-        self.net = net
+        batch, hidden = as_batch(example_batch), widths("hidden", hidden, usual=(100,))
         if net is None:
-            batch = as_batch(example_batch)
-            self.net = MLP(sum(part[0].numel() for part in batch), hidden, 1)
-        self.default, self.normalize, self.decay = net is None, normalize, decay
+            self.net: Callable[..., Tensor] = MLP(sum(part[0].numel() for part in batch), hidden, 1)
+        else:
+            self.net = _checked(net, batch)
+        self.default, self.normalize, self.decay = net is None, flag("normalize", normalize), self.centre.decay
         self.register_buffer("variance", torch.ones(()))
 
     def forward(self, signals: Tensor, others: Callable[[], Tensor], batch: Batch) -> Advantages:
@@ -117,8 +118,16 @@ class Neural(Baseline):
 
     def _predict(self, batch: Batch) -> Tensor:
         """b(x), (B,)."""
-        assert self.net is not None
         if self.default:
             weight = next(self.net.parameters())  # type: ignore[attr-defined]
             batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
         return self.net(*batch).squeeze(-1)
+
+
+def _checked(net: Callable[..., Tensor], batch: Batch) -> Callable[..., Tensor]:
+    built("net", net, usual="pvae.nets.MLP(in_shape, (100,), 1)")
+    with torch.no_grad(), called_modules(), running("net", batch):
+        found = net(*batch)
+    if not isinstance(found, Tensor) or tuple(found.shape) != (len(batch[0]), 1):
+        raise ValueError(f"net must give one number per datum, (B, 1), got {shown(found)}; end it in one")
+    return net

@@ -12,7 +12,7 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.pair_run import PairRun
-from pvae.weights import check_num_samples
+from pvae.support.refusals import number, whole
 
 __all__ = ["CIWAE", "MIWAE", "PIWAE"]
 
@@ -39,8 +39,9 @@ class MIWAE(Objective):
         gradient: GradientName = "pathwise",
         baseline: Baseline | None = None,
     ) -> None:
-        super().__init__(_product(num_averages, num_samples), gradient, baseline)
-        self.num_averages, self.num_samples = num_averages, num_samples
+        self.num_averages = whole("num_averages", num_averages, usual=8)
+        self.num_samples = whole("num_samples", num_samples, usual=8)
+        super().__init__(self.num_averages * self.num_samples, gradient, baseline)
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """1/M sum_m log 1/K sum_k exp(log w_mk), (B,)."""
@@ -72,8 +73,9 @@ class PIWAE(Objective):
         gradient: GradientName = "pathwise",
         baseline: Baseline | None = None,
     ) -> None:
-        super().__init__(_product(num_averages, num_samples), gradient, baseline)
-        self.num_averages, self.num_samples = num_averages, num_samples
+        self.num_averages = whole("num_averages", num_averages, usual=8)
+        self.num_samples = whole("num_samples", num_samples, usual=8)
+        super().__init__(self.num_averages * self.num_samples, gradient, baseline)
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """log 1/(M K) sum_mk exp(log w_mk), (B,), with the guide's gradient of MIWAE."""
@@ -103,17 +105,10 @@ class CIWAE(Objective):
         baseline: Baseline | None = None,
     ) -> None:
         super().__init__(num_samples, gradient, baseline)
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta must lie in [0, 1], the ELBO's share, got {beta!r}; try 0.5")
-        self.beta, self.num_samples = beta, num_samples
+        self.beta = number("beta", beta, least=0, most=1, usual="0.5 as the ELBO's share")
+        self.num_samples = self.num_particles
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """beta mean_k log w_k + (1 - beta) log mean_k exp(log w_k), (B,)."""
         mean = Blend([(self.beta, PowerMean(0.0)), (1 - self.beta, PowerMean())], self.num_particles)
         return self.gradient.apply(run, kl_weight, mean)
-
-
-def _product(num_averages: int, num_samples: int) -> int:
-    for name, number in (("num_averages", num_averages), ("num_samples", num_samples)):
-        check_num_samples(number, name)
-    return num_averages * num_samples

@@ -11,6 +11,7 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.pair_run import PairRun
+from pvae.support.refusals import choice, number
 
 __all__ = ["ELBO"]
 
@@ -52,18 +53,15 @@ class ELBO(Objective):
         baseline: Baseline | None = None,
     ) -> None:
         super().__init__(num_samples, gradient, baseline)
-        if kl not in ("sampled", "analytic"):
-            raise ValueError(f"kl must be 'sampled' or 'analytic', got {kl!r}")
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta!r}; 1 gives a bound on log p(x)")
-        if not free_bits >= 0:
-            raise ValueError(f"free_bits must be at least 0 nats per latent site, got {free_bits!r}; try 0.5")
+        choice("kl", kl, ("sampled", "analytic"))
+        self.beta = number("beta", beta, least=0, usual="1, which gives a bound on log p(x)")
+        self.free_bits = number("free_bits", free_bits, least=0, usual="0.5 nats per latent site")
         if gradient != "pathwise" and (kl == "analytic" or free_bits):
             raise ValueError(
                 f"gradient {gradient!r} works on sampled log weights, got kl={kl!r} and free_bits={free_bits!r}; "
                 "use kl='sampled' without free bits, or gradient='pathwise'"
             )
-        self.num_samples, self.kl, self.beta, self.free_bits = num_samples, kl, beta, free_bits
+        self.num_samples, self.kl = self.num_particles, kl
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E_q[log p(x | z)] - kl_weight * beta * KL, (B,)."""

@@ -16,7 +16,7 @@ from pvae.pair_run import PairRun
 from pvae.runs import trace_pair
 from pvae.simulate import observed_parts
 from pvae.sites import Batch, base_of, random_sites
-from pvae.weights import check_num_samples
+from pvae.support.refusals import whole
 
 __all__ = ["FisherAutoencoder"]
 
@@ -49,8 +49,7 @@ class FisherAutoencoder(Objective):
     def __init__(self, num_samples: int = 1) -> None:
         # Each draw has a slope by x of its own, so that draws are copies of the data here, not particles.
         super().__init__(1)
-        check_num_samples(num_samples)
-        self.num_samples = num_samples
+        self.num_samples = whole("num_samples", num_samples, usual=1)
         self._parts: tuple[Any, Any, set[int]] | None = None
 
     def prepare(self, model: Any, guide: Any, batch: Batch) -> Batch:

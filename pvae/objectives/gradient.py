@@ -21,6 +21,7 @@ from torch import Tensor
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.means import Advantages, Blend
 from pvae.pair_run import PairRun
+from pvae.support.refusals import choice, instance
 
 __all__ = ["Gradient", "GradientName", "attach_draws", "carry", "sites_by_score"]
 
@@ -46,12 +47,14 @@ class Gradient:
     baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
-        names = get_args(GradientName)
-        if self.name not in names:
-            raise ValueError(f"gradient must be one of {', '.join(names)}, got {self.name!r}")
-        if self.baseline is not None and not isinstance(self.baseline, Baseline):
-            raise ValueError(
-                f"baseline must be one of pvae.objectives.baselines, got {self.baseline!r}; build LeaveOneOut()"
+        choice("gradient", self.name, get_args(GradientName))
+        if self.baseline is not None:
+            instance(
+                "baseline",
+                self.baseline,
+                Baseline,
+                what="one of pvae.objectives.baselines, built",
+                usual="LeaveOneOut()",
             )
         if self.baseline is not None and self.name not in ("score", "mixed"):
             raise ValueError(f"a baseline serves the score function, gradient is {self.name!r}; use gradient='score'")

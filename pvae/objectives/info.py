@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from pvae.objectives.objective import Objective
 from pvae.objectives.prior_draws import as_vectors, draw_prior
 from pvae.pair_run import PairRun
 from pvae.sites import Batch
+from pvae.support.refusals import choice, number
 
 __all__ = ["InfoVAE", "KernelName", "squared_mmd"]
 
@@ -67,18 +67,15 @@ class InfoVAE(Objective):
         scale: float | None = None,
     ) -> None:
         super().__init__(1)
-        if not -math.inf < information <= 1:
-            raise ValueError(f"information must be at most 1 and finite, got {information!r}; 1 drops the KL")
-        if not 1 - information <= divergence < math.inf:
-            raise ValueError(
-                f"divergence must be finite and at least 1 - information = {1 - information!r}, got {divergence!r}; "
-                "try 10"
-            )
-        if kernel not in get_args(KernelName):
-            raise ValueError(f"kernel must be 'imq' or 'rbf', got {kernel!r}")
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive, got {scale!r}; leave it out to have it read off the prior")
-        self.information, self.divergence, self.kernel, self.scale = information, divergence, kernel, scale
+        self.information = number("information", information, most=1, usual="1, which drops the KL")
+        self.divergence = number(
+            "divergence", divergence, least=1 - self.information, usual="10; 1 - information is the least"
+        )
+        self.kernel = choice("kernel", kernel, get_args(KernelName))
+        if scale is not None:
+            # Its square has to be a number, too.
+            number("scale", scale, least=1e-15, most=1e15, usual="1.0, or leave it out to have it read off the prior")
+        self.scale = scale
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """E log p(x | z) - kl_weight * ((1 - alpha) KL + (alpha + lambda - 1) MMD^2), (B,)."""

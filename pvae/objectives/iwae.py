@@ -33,7 +33,7 @@ class IWAE(Objective):
         self, num_samples: int = 50, *, gradient: GradientName = "pathwise", baseline: Baseline | None = None
     ) -> None:
         super().__init__(num_samples, gradient, baseline)
-        self.num_samples = num_samples
+        self.num_samples = self.num_particles
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """log 1/K sum_k exp(log w_k), (B,)."""

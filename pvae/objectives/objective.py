@@ -16,7 +16,7 @@ from pvae.pair_run import PairRun
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.sites import Batch, Site, as_batch, base_of
-from pvae.weights import check_num_samples
+from pvae.support.refusals import whole
 
 __all__ = ["PATHWISE_FIX", "Objective", "site_without_gradient"]
 
@@ -55,8 +55,7 @@ class Objective(pyro.infer.ELBO):
     def __init__(
         self, num_particles: int = 1, gradient: GradientName = "pathwise", baseline: Baseline | None = None
     ) -> None:
-        check_num_samples(num_particles)
-        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        super().__init__(num_particles=whole("num_samples", num_particles, usual=1000), vectorize_particles=True)
         self.gradient = Gradient(gradient, baseline)
         self.companions: dict[str, nn.Module] = {} if baseline is None else {"baseline": baseline}
         self._pair: tuple[Any, Any] | None = None

@@ -11,6 +11,7 @@ from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
 from pvae.pair_run import PairRun
+from pvae.support.refusals import number
 
 __all__ = ["CUBO", "Renyi"]
 
@@ -41,9 +42,9 @@ class Renyi(Objective):
         baseline: Baseline | None = None,
     ) -> None:
         super().__init__(num_samples, gradient, baseline)
-        if math.isnan(alpha):
-            raise ValueError("alpha must be a number, got nan; 0 is IWAE, 1 the ELBO, -inf VR-max")
-        self.alpha, self.num_samples = alpha, num_samples
+        is_infinite = isinstance(alpha, float) and math.isinf(alpha)
+        self.alpha = alpha if is_infinite else number("alpha", alpha, usual="0 for IWAE, 1 for the ELBO")
+        self.num_samples = self.num_particles
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """The bound, (B,)."""
@@ -79,9 +80,8 @@ class CUBO(Objective):
         baseline: Baseline | None = None,
     ) -> None:
         super().__init__(num_samples, gradient, baseline)
-        if not 1 <= order < math.inf:
-            raise ValueError(f"order must be at least 1, got {order!r}; 2 is the chi-squared divergence")
-        self.order, self.num_samples = order, num_samples
+        self.order = number("order", order, least=1, usual="2, the chi-squared divergence")
+        self.num_samples = self.num_particles
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """-1/n log 1/K sum_k w_k^n, (B,)."""

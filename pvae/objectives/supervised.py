@@ -10,6 +10,7 @@ from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.pair_run import PairRun
 from pvae.sites import Batch
+from pvae.support.refusals import instance, number
 
 __all__ = ["Supervised"]
 
@@ -33,12 +34,9 @@ class Supervised(Objective):
 
     def __init__(self, objective: Objective | None = None, weight: float = 1.0) -> None:
         objective = ELBO() if objective is None else objective
-        if not isinstance(objective, Objective):
-            raise ValueError(f"objective must be one of pvae.objectives, got {objective!r}; try ELBO()")
-        if not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight!r}; try 1.0")
+        instance("objective", objective, Objective, what="one of pvae.objectives, built", usual="ELBO()")
         super().__init__(objective.num_particles)
-        self.objective, self.weight = objective, weight
+        self.objective, self.weight = objective, number("weight", weight, least=0, usual=1.0)
         self.gradient, self.needs_history = objective.gradient, objective.needs_history
         self.sums_out_guide = objective.sums_out_guide
 

@@ -13,6 +13,7 @@ from pvae.objectives.objective import Objective
 from pvae.pair_run import PairRun
 from pvae.sites import as_batch
 from pvae.store import private_store
+from pvae.support.refusals import choice, number, whole
 
 __all__ = ["AggregateName", "BetaTCVAE", "Decomposition", "log_aggregate"]
 
@@ -80,20 +81,13 @@ class BetaTCVAE(Objective):
         aggregate: AggregateName = "stratified",
     ) -> None:
         super().__init__(1)
-        weights = {
-            "mutual_information": mutual_information,
-            "total_correlation": total_correlation,
-            "dimension_wise": dimension_wise,
-        }
-        for name, weight in weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {weight!r}; 1 gives the ELBO's share")
-        if not isinstance(num_data, int) or isinstance(num_data, bool) or num_data < 1:
-            raise ValueError(f"num_data must be a whole number of at least 1, got {num_data!r}; give len(data.train)")
-        if aggregate not in get_args(AggregateName):
-            raise ValueError(f"aggregate must be 'stratified' or 'weighted', got {aggregate!r}")
-        self.mutual_information, self.total_correlation = mutual_information, total_correlation
-        self.dimension_wise, self.num_data, self.aggregate = dimension_wise, num_data, aggregate
+        usual = "1, the ELBO's share"
+        self.mutual_information = number("mutual_information", mutual_information, least=0, usual=usual)
+        self.total_correlation = number("total_correlation", total_correlation, least=0, usual=usual)
+        self.dimension_wise = number("dimension_wise", dimension_wise, least=0, usual=usual)
+        self.num_data = whole("num_data", num_data, usual="len(data.train)")
+        choice("aggregate", aggregate, get_args(AggregateName))
+        self.aggregate = aggregate
 
     def decompose(self, model: Any, guide: Any, batch: Tensor | tuple[Tensor, ...]) -> Decomposition:
         """The three terms of the KL, each (B,), in nats and unweighted; differentiable.

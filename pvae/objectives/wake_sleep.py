@@ -17,6 +17,7 @@ from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.simulate import Simulator
 from pvae.sites import Batch
+from pvae.support.refusals import choice
 
 __all__ = ["ReweightedWakeSleep"]
 
@@ -46,9 +47,7 @@ class ReweightedWakeSleep(Objective):
 
     def __init__(self, num_samples: int = 10, *, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
         super().__init__(num_samples)
-        if phase not in ("wake", "sleep", "both"):
-            raise ValueError(f"phase must be 'wake', 'sleep' or 'both', got {phase!r}")
-        self.num_samples, self.phase = num_samples, phase
+        self.num_samples, self.phase = self.num_particles, choice("phase", phase, ("wake", "sleep", "both"))
         self._dreams: tuple[Any, Any, Simulator, Layout] | None = None
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,11 +22,24 @@ import torch
 
 from pvae.support.lines import one_line
 
-__all__ = ["choice", "flag", "function", "instance", "nearest", "number", "one_line", "shown", "whole", "widths"]
+__all__ = [
+    "built",
+    "choice",
+    "flag",
+    "function",
+    "instance",
+    "nearest",
+    "number",
+    "one_line",
+    "shown",
+    "whole",
+    "widths",
+]
 
 _MOST_SHOWN = 60
 # Beyond it, sizes of arrays overflow before any memory is asked for.
 _MOST_WHOLE = 2**53
+_LEAST_NUMBER, _MOST_NUMBER = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def shown(value: Any) -> str:
@@ -47,7 +60,7 @@ def shown(value: Any) -> str:
 def nearest(given: Any, choices: Iterable[str]) -> str:
     """A list of the choices for an error line, led by the one nearest to what was given."""
     names = list(choices)
-    close = get_close_matches(str(given).lower().replace("-", "_"), names, n=1)
+    close = get_close_matches(given.lower().replace("-", "_"), names, n=1) if isinstance(given, str) else []
     return (f"did you mean {close[0]!r}? " if close else "") + f"the choices are {', '.join(names)}"
 
 
@@ -71,7 +84,13 @@ def number(
 ) -> float:
     """A finite number, strictly between `above` and `below`, and from `least` to `most`."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-    if not is_number or not (above < value < below and least <= value <= most) or not math.isfinite(value):
+    try:
+        finite = float(value) if is_number else math.nan
+    except OverflowError:  # a whole number larger than any float
+        finite = math.nan
+    # Neither may single precision make infinity of it, nor 0 where that is left out.
+    is_held = abs(finite) <= _MOST_NUMBER and not (above == 0 and finite < _LEAST_NUMBER)
+    if not is_held or not (above < finite < below and least <= finite <= most):
         bounds = [
             word
             for word, bound in (
@@ -84,7 +103,7 @@ def number(
         ]
         what = " and ".join(["a finite number", *bounds]).replace("number and", "number", 1)
         raise ValueError(f"{name} must be {what}, got {shown(value)}; try {usual}")
-    return float(value)
+    return finite
 
 
 def flag(name: str, value: Any) -> bool:
@@ -108,6 +127,15 @@ def function(name: str, value: Any, *, usual: str) -> Callable[..., Any]:
     return value
 
 
+def built(name: str, value: Any, *, usual: str) -> Callable[..., Any]:
+    """Something that can be called on data: a function or a module, and no class that still has to be built."""
+    if isinstance(value, type) or not callable(value):
+        raise ValueError(
+            f"{name} must be a function or a built module, got {shown(value)}; build it first, for example {usual}"
+        )
+    return value
+
+
 def instance(name: str, value: Any, kind: type | tuple[type, ...], *, what: str, usual: str) -> Any:
     """A value of some type, which `what` names."""
     if not isinstance(value, kind):
@@ -117,6 +145,8 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], *, what: str,
 
 def widths(name: str, value: Any, *, least: int = 1, usual: Any = (200, 200)) -> tuple[int, ...]:
     """A shape or the widths of layers: whole numbers, `least` or larger each."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    # An array of no or several dims is no sequence of numbers, and a set has no order.
+    is_other = isinstance(value, (str, bytes, Mapping, Set)) or getattr(value, "ndim", 1) != 1
+    if is_other or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a tuple of whole numbers, got {shown(value)}; try {usual}")
     return tuple(whole(f"each of {name}", each, least, usual=usual) for each in value)

@@ -20,6 +20,8 @@ from pvae.data.batches import Batches
 from pvae.entry import entry
 from pvae.params import Parameters, as_device, find_parameters, home
 from pvae.store import private_store
+from pvae.support.arguments import GUIDE, MODEL, check_pair, path_of
+from pvae.support.refusals import built, instance
 from pvae.training.metrics import plain
 from pvae.training.soundness import require_sound
 
@@ -48,10 +50,15 @@ def save(
         recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
         record: anything else to keep in config.json (data, objective, results).
     """
+    check_pair(model, guide)
+    folder = path_of("path", path)
+    for name, entries in (("recipe", recipe), ("record", record)):
+        if entries is not None:
+            instance(name, entries, Mapping, what="a mapping of names to plain values", usual="{'note': 'first'}")
     batch = Batches(example_batch, None).example()
     with private_store(model, guide):
         parameters = find_parameters(model, guide, batch)
-    write_run(Path(path), parameters, batch, recipe, record)
+    write_run(folder, parameters, batch, recipe, record)
 
 
 def write_run(
@@ -79,7 +86,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises: ValueError if `path` is no run folder, or its config cannot be read.
     """
-    file = Path(path) / _CONFIG
+    file = path_of("path", path) / _CONFIG
     if not file.is_file():
         raise ValueError(f"{path} is not a run folder: it has no {_CONFIG}; give a folder that `pvae train` wrote")
     try:
@@ -112,6 +119,9 @@ def load(
     Raises: ValueError if the folder is no run, its files are truncated or corrupt, the weights belong to another
         pair, or the device cannot be used. The pair is then as it was.
     """
+    for name, function, usual in (("model", model, MODEL), ("guide", guide, GUIDE)):
+        if function is not None:
+            built(name, function, usual=usual)
     device = as_device(device)
     config = read_config(path)
     state = _read_weights(Path(path) / _WEIGHTS)

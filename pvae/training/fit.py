@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import pvae
 from pvae.checking import require
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import FAILURES, evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
 from pvae.data_support import require_support
@@ -26,7 +27,8 @@ from pvae.objectives.objective import Objective
 from pvae.params import frozen_modules, settle
 from pvae.progress import Progress
 from pvae.store import Bare, bare_parameters, private_store
-from pvae.support.refusals import nearest
+from pvae.support.arguments import check_pair, check_seed, path_of
+from pvae.support.refusals import choice, flag, function, instance, nearest, number, one_line, shown, whole
 from pvae.training.checkpoint import write_run
 from pvae.training.last_batch import settle_last_batches
 from pvae.training.length import Length
@@ -159,11 +161,18 @@ def fit(
         FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
             parameter. The pair keeps the weights it had before that step.
     """
-    _check_arguments(epochs, steps, lr, clip_norm, early_stopping, step_mode)
+    check_pair(model, guide)
+    _check_lengths(epochs, steps, early_stopping)
+    lr = number("lr", lr, above=0, usual=1e-3)
+    clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, above=0, usual=10)
+    ema = None if ema is None else number("ema", ema, above=0, below=1, usual=0.999)
+    seed, progress = check_seed(seed), flag("progress", progress)
+    batch_size = whole("batch_size", batch_size, usual=100)
+    choice("step_mode", step_mode, get_args(StepMode))
     turns = turns_for(inference_steps)
-    if train not in ("both", "guide") or (train == "guide" and type(turns) is not Turns):
-        raise ValueError(f"train must be 'both', or 'guide' without inference_steps, got {train!r}")
-    _check_functions(objective, optimizer, schedule, kl_schedule)
+    if choice("train", train, ("both", "guide")) == "guide" and type(turns) is not Turns:
+        raise ValueError("train='guide' moves the guide alone, inference_steps says whose turn it is; give one of them")
+    _check_functions(objective, optimizer, schedule, kl_schedule, callbacks)
     objective = ELBO() if objective is None else objective
     if not isinstance(objective, Objective) and (guide is None or kl_schedule or step_mode not in ("auto", "eager")):
         raise ValueError(
@@ -208,7 +217,10 @@ def fit(
         length = Length(epochs, steps, source.num_batches)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, length)
         loop.require_information(source.example())
-        loop.prepare(optimizer, lr, schedule, ema)
+        with _built_from_functions():
+            loop.prepare(optimizer, lr, schedule, ema)
+        if schedule is not None and not callable(getattr(loop.scheduler, "step", None)):
+            raise ValueError(f"schedule must make a torch scheduler, got {shown(loop.scheduler)}; try 'cosine'")
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
@@ -241,51 +253,49 @@ def fit(
     )
 
 
+@contextmanager
+def _built_from_functions() -> Iterator[None]:
+    """Say in one line what the functions trip over that make optimizer and scheduler."""
+    try:
+        yield
+    except FAILURES as error:
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise
+        raise ValueError(f"optimizer or schedule fails when it is called: {one_line(str(error), 200)}") from error
+
+
 def _new_run(out: str | Path | None) -> Path | None:
     if out is None:
         return None
-    folder = Path(out)
+    folder = path_of("out", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose a new folder, nothing was overwritten")
     return folder
 
 
-def _check_arguments(
-    epochs: int | None,
-    steps: int | None,
-    lr: float,
-    clip_norm: float | None,
-    early_stopping: int | None,
-    step_mode: str,
-) -> None:
+def _check_lengths(epochs: int | None, steps: int | None, early_stopping: int | None) -> None:
     if (epochs is None) == (steps is None):
         given = "neither" if epochs is None else "both"
         raise ValueError(f"give either epochs or steps, to say how long to train; got {given}")
-    whole = {"epochs": epochs, "steps": steps, "early_stopping": early_stopping}
-    for name, value in whole.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    for name, number, usual in (("lr", lr, "1e-3"), ("clip_norm", clip_norm, "10")):
-        if number is not None and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number!r}; try {usual}")
-    modes = list(get_args(StepMode))
-    if step_mode not in modes:
-        raise ValueError(f"unknown step_mode {step_mode!r}: {nearest(str(step_mode), modes)}")
+    for name, size, many in (("epochs", epochs, 100), ("steps", steps, 10_000), ("early_stopping", early_stopping, 10)):
+        if size is not None:
+            whole(name, size, usual=many)
 
 
-def _check_functions(objective: Any, optimizer: Any, schedule: Any, kl_schedule: Any) -> None:
-    if objective is not None and not isinstance(objective, pyro.infer.ELBO):
-        raise ValueError(f"objective must be one such as pvae.objectives.ELBO(), got {objective!r}; build one")
+def _check_functions(objective: Any, optimizer: Any, schedule: Any, kl_schedule: Any, callbacks: Any) -> None:
+    if objective is not None:
+        instance("objective", objective, pyro.infer.ELBO, what="one of pvae.objectives, built", usual="ELBO()")
     if isinstance(schedule, str) and schedule != "cosine":
         raise ValueError(
-            f"unknown schedule {schedule!r}: {nearest(schedule, ['cosine'])}, or a function from an optimizer to a "
-            "torch scheduler; leave it out for a constant rate"
+            f"unknown schedule {shown(schedule)}: {nearest(schedule, ['cosine'])}, or a function from an optimizer to "
+            "a torch scheduler; leave it out for a constant rate"
         )
-    for name, function, usual in (
+    for name, value, usual in (
         ("optimizer", optimizer, "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"),
         ("schedule", None if isinstance(schedule, str) else schedule, "'cosine'"),
         ("kl_schedule", kl_schedule, "pvae.training.linear_warmup(1000)"),
     ):
-        if function is not None and not callable(function):
-            got = " ".join(repr(function).split())
-            raise ValueError(f"{name} must be a function, got {got}; give for example {usual}")
+        if value is not None:
+            function(name, value, usual=usual)
+    for callback in instance("callbacks", callbacks, (list, tuple), what="a list of functions", usual="[print]"):
+        function("each of callbacks", callback, usual="print")

@@ -23,6 +23,7 @@ from pvae.data_support import SupportWatch
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
+from pvae.support.refusals import number, one_line
 from pvae.training.average import WeightAverage
 from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
@@ -277,7 +278,14 @@ class Loop:
             return information(self.guide, self._seen).mean().item()
 
     def _kl_weight(self) -> float:
-        return float(self.kl_schedule(self.step_count)) if self.kl_schedule else 1.0
+        if self.kl_schedule is None:
+            return 1.0
+        name = f"the KL weight that kl_schedule gives for step {self.step_count}"
+        try:
+            weight = self.kl_schedule(self.step_count)
+        except Exception as error:  # a function of the user's may fail in any way
+            raise ValueError(f"kl_schedule fails at step {self.step_count}: {one_line(str(error), 200)}") from error
+        return number(name, weight, least=0, usual="pvae.training.linear_warmup(1000)")
 
     def _validate(self, valid: Batches) -> float:
         """The objective per datum on the validation split: nets in evaluation mode, KL weight 1, fixed draws."""

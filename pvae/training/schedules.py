@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from pvae.support.refusals import number, whole
+
 __all__ = ["cosine", "cyclical", "linear_warmup"]
 
 
@@ -15,8 +17,7 @@ def linear_warmup(steps: int, start: float = 0.0) -> Callable[[int], float]:
 
     Raises: ValueError unless steps >= 1 and 0 <= start <= 1.
     """
-    if steps < 1 or not 0 <= start <= 1:
-        raise ValueError(f"expected steps >= 1 and 0 <= start <= 1, got {steps} and {start}")
+    steps, start = whole("steps", steps, usual=1000), number("start", start, least=0, most=1, usual=0.0)
     return lambda step: min(1.0, start + (1 - start) * step / steps)
 
 
@@ -27,11 +28,14 @@ def cyclical(steps: int, *, rise: float = 0.5) -> Callable[[int], float]:
 
     Fu, Li, Liu, Gao, Celikyilmaz and Carin (2019), Cyclical Annealing Schedule.
     """
-    if steps < 1 or not 0 < rise <= 1:
-        raise ValueError(f"expected steps >= 1 and 0 < rise <= 1, got {steps} and {rise}")
+    steps, rise = whole("steps", steps, usual=1000), number("rise", rise, above=0, most=1, usual=0.5)
     return lambda step: min(1.0, (step % steps) / (rise * steps))
 
 
 def cosine(total_steps: int) -> Callable[[Optimizer], LRScheduler]:
-    """Learning rate that falls to 0 along half a cosine over `total_steps` training steps."""
+    """Learning rate that falls to 0 along half a cosine over `total_steps` training steps.
+
+    Raises: ValueError for fewer than 1 step.
+    """
+    total_steps = whole("total_steps", total_steps, usual=10_000)
     return lambda optimizer: CosineAnnealingLR(optimizer, T_max=total_steps)

@@ -79,8 +79,9 @@ class Aggressive(Turns):
     measures_information = True
 
     def __init__(self, most: int = 100, *, window: int = 10) -> None:
-        self.window = whole("window", window, usual=10)
-        self.most = whole("most", most, self.window, usual=10 * self.window)
+        self.most, self.window = whole("most", most, usual=100), whole("window", window, usual=10)
+        if window > most:
+            raise ValueError(f"window must be no larger than most, got {window} and {most}; try 10 and 100")
         self.is_over = False
         self._best_information = -math.inf
         self._losses: list[float] = []
@@ -119,5 +120,5 @@ def turns_for(inference_steps: int | Turns) -> Turns:
     """
     if isinstance(inference_steps, Turns):
         return inference_steps
-    steps = whole("inference_steps", inference_steps, usual="1, pvae.training.Alternating() or Aggressive()")
+    steps = whole("inference_steps", inference_steps, usual="2, or pvae.training.Alternating() or Aggressive()")
     return Alternating(steps - 1, joint=True) if steps > 1 else Turns()

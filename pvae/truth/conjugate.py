@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.truth.truth import Truth, draw
+from pvae.truth.truth import Truth, given_or_drawn
 
 __all__ = ["beta_bernoulli", "gamma_poisson"]
 
@@ -23,7 +23,7 @@ def beta_bernoulli(x: Tensor | None = None) -> Truth:
     The posterior is Beta(a + s, b + n - s) for s heads; the guide has 0.8 of both its parameters.
     """
     model = _Coins(2.0, 1.5)
-    x = draw(model, torch.zeros(12, 6, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(12, 6, dtype=torch.float64), any_width=True)
     a, b = model.prior().detach()
     heads, tails = x.sum(-1), (1 - x).sum(-1)
     return Truth(
@@ -44,7 +44,7 @@ def gamma_poisson(x: Tensor | None = None) -> Truth:
     The posterior is Gamma(a + s, b + n) for a sum s; the guide has 0.8 of both its parameters.
     """
     model = _Counts(3.0, 1.2)
-    x = draw(model, torch.zeros(12, 4, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(12, 4, dtype=torch.float64), any_width=True)
     a, b = model.prior().detach()
     total, num_counts = x.sum(-1), x.shape[-1]
     log_prob = a * b.log() - a.lgamma() + (a + total).lgamma() - (a + total) * (b + num_counts).log()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from pvae.truth.truth import Truth, draw
+from pvae.truth.truth import Truth, given_or_drawn
 
 __all__ = ["gaussian_mixture", "sigmoid_belief_net"]
 
@@ -21,7 +21,7 @@ def gaussian_mixture(x: Tensor | None = None) -> Truth:
     The guide is the posterior with every distance to a component halved.
     """
     model = _Mixture()
-    x = draw(model, torch.zeros(12, 2, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(12, 2, dtype=torch.float64))
     with torch.no_grad():
         log_prob = (model.logits.log_softmax(-1) + model.log_density(x)).logsumexp(-1)
     return Truth(
@@ -42,7 +42,7 @@ def sigmoid_belief_net(x: Tensor | None = None) -> Truth:
     The guide is a Bernoulli per unit, its logits linear in x. Neal (1992), Connectionist learning of belief networks.
     """
     model = _BeliefNet()
-    x = draw(model, torch.zeros(12, 8, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(12, 8, dtype=torch.float64))
     with torch.no_grad():
         log_prob = model.log_prob(x)
     return Truth(

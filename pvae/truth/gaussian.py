@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pvae.contexts import seeded
 from pvae.guides.exact import Exact
 from pvae.models.linear_gaussian import LinearGaussian
-from pvae.truth.truth import Truth, draw
+from pvae.support.refusals import number
+from pvae.truth.truth import Truth, given_or_drawn
 
 __all__ = ["linear_gaussian", "scaled_gaussian", "shifted_gaussian"]
 
@@ -27,7 +28,7 @@ def linear_gaussian(x: Tensor | None = None) -> Truth:
         with torch.no_grad():
             model.loc.normal_()
             model.log_scale.fill_(math.log(0.7))
-    x = draw(model, torch.zeros(12, 6, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(12, 6, dtype=torch.float64))
     with torch.no_grad():
         return Truth(
             name="linear Gaussian",
@@ -46,6 +47,7 @@ def shifted_gaussian(shift: float = 0.5, x: Tensor | None = None) -> Truth:
 
     The ELBO is shift^2 / 2 below log p(x), IWAE about (exp(shift^2) - 1) / (2 K).
     """
+    shift = number("shift", shift, usual=0.5)
     return _apart(f"N({shift:g}, 1) for N(0, 1)", _Normal(shift, 1.0), x)
 
 
@@ -54,12 +56,13 @@ def scaled_gaussian(scale: float = 0.9, x: Tensor | None = None) -> Truth:
 
     For a scale below 1 the weights have a tail of Pareto shape 1 - scale^2, and infinite variance below sqrt(1/2).
     """
+    scale = number("scale", scale, above=0, usual=0.9)
     return _apart(f"N(0, {scale:g}^2) for N(0, 1)", _Normal(0.0, scale), x)
 
 
 def _apart(name: str, guide: nn.Module, x: Tensor | None) -> Truth:
     model = _Apart()
-    x = draw(model, torch.zeros(8, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.zeros(8, dtype=torch.float64))
     return Truth(
         name=name,
         model=model,

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.truth.truth import Truth, draw
+from pvae.truth.truth import Truth, given_or_drawn
 
 __all__ = ["ring"]
 
@@ -27,7 +27,7 @@ def ring(x: Tensor | None = None) -> Truth:
     Doersch (2016), Tutorial on variational autoencoders, figure 2.
     """
     model = _Ring()
-    x = draw(model, torch.ones(12, 2, dtype=torch.float64)) if x is None else x
+    x = given_or_drawn(x, model, torch.ones(12, 2, dtype=torch.float64))
     return Truth(
         name="ring",
         model=model,

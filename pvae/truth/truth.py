@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pvae.contexts import seeded
 from pvae.store import private_store
+from pvae.support.refusals import shown
 
-__all__ = ["Truth", "draw"]
+__all__ = ["Truth", "draw", "given_or_drawn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,22 @@ class Truth:
     latent: Literal["continuous", "discrete"]
     exact_guide: Callable[..., Any] | None
     source: str
+
+
+def given_or_drawn(x: Tensor | None, model: Callable[..., Any], like: Tensor, *, any_width: bool = False) -> Tensor:
+    """The data that were given, else drawn ones in the shape of `like`.
+
+    Raises: ValueError for what is no float64 tensor in the shape of `like`, whose last dim is free with `any_width`, or
+        is not finite.
+    """
+    if x is None:
+        return draw(model, like)
+    is_like = isinstance(x, Tensor) and x.dtype == like.dtype and x.dim() == like.dim() and x.numel() > 0
+    is_like = is_like and (any_width or x.shape[1:] == like.shape[1:])
+    if not is_like or not bool(x.isfinite().all()):
+        shape = "N, n" if any_width else ", ".join(["N", *map(str, like.shape[1:])])
+        raise ValueError(f"x must be finite float64 data ({shape}), got {shown(x)}; give a tensor, or leave it out")
+    return x
 
 
 def draw(model: Callable[..., Any], like: Tensor) -> Tensor:
