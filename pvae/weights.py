@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pvae.contexts import in_one_line
+from pvae.data.batch import require_finite
 from pvae.data_support import SupportWatch
 from pvae.entry import entry
 from pvae.layout import read_layout
@@ -36,8 +37,17 @@ def log_weights(
     """
     num_samples = whole("num_samples", num_samples, usual=1000)
     check_pair(model, guide)
-    arguments = as_batch(batch)
-    with private_store(model, guide), in_one_line(arguments):
-        SupportWatch(model, guide, arguments)(arguments)
-        layout = read_layout(model, guide, arguments, num_samples)
-        return run_pair(model, guide, arguments, num_samples, layout).log_weights()
+    arguments = as_batch(batch, finite=False)
+    try:
+        with private_store(model, guide), in_one_line(arguments):
+            SupportWatch(model, guide, arguments)(arguments)
+            layout = read_layout(model, guide, arguments, num_samples)
+            weights = run_pair(model, guide, arguments, num_samples, layout).log_weights()
+        is_sound = not weights.values.isnan().any()
+    except ValueError:
+        require_finite(arguments)
+        raise
+    # Behind a mask a nan in the data does no harm.
+    if not is_sound:
+        require_finite(arguments)
+    return weights
