@@ -147,7 +147,9 @@ def stray():
 def test_an_optimizer_without_any_of_the_parameters_is_refused(optimizer):
     pair = Pair()
     before = state(pair)
-    with pytest.raises(ValueError, match=r"\Aoptimizer must hold what is trained, and holds none of these \d+ [^\n]*\Z"):
+    with pytest.raises(
+        ValueError, match=r"\Aoptimizer must hold what is trained, and holds none of these \d+ [^\n]*\Z"
+    ):
         fit(pair, optimizer=optimizer)
     assert same(state(pair), before)
 

@@ -202,6 +202,8 @@ def log_marginal(
         bound=estimator.bound if rounds is None else "none",
         data=source.describe() | ({"simulated": True} if getattr(estimator, "simulates", False) else {}),
         upper_values=found.upper,
-        samples=torch.full(found.values.shape, estimator.num_samples) if rounds is None else rounds.samples,
+        samples=torch.full(found.values.shape, estimator.num_samples, device="cpu")
+        if rounds is None
+        else rounds.samples,
         unfinished=None if rounds is None else rounds.unfinished,
     )

@@ -185,6 +185,7 @@ def fit(
             held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
             fix = "call requires_grad_(True) on what to train" if held else "register its nets with pyro.module"
             raise ValueError(f"the pair has no parameters to train{held}; {fix}")
+        parameters.require_writable()
         if valid is not None:
             valid.to(parameters.device)
         if step_mode == "graph" and parameters.device.type != "cuda":
