@@ -126,11 +126,11 @@ CASES = {
         ["ImportanceSampling(1000)", "got <class", "build one"],
     ),
     "name for a model": (lambda: fit(model="vae"), ["Pyro function or a built module", "got 'vae'", "build it first"]),
-    "class for a model": (lambda: log_marginal(model=VAE), ["Pyro function or a built module", "got <class"]),
+    "class for a model": (lambda: log_marginal(model=VAE), ["Pyro function or a built module", "got VAE"]),
     "name for an optimizer": (lambda: fit(optimizer="adam"), ["optimizer must be a function", "'adam'", "AdamW"]),
     "pyro's optimizer": (
         lambda: fit(optimizer=pyro.optim.Adam({"lr": 1e-3})),
-        ["optimizer must make a torch optimizer", "got NoneType", "AdamW"],
+        ["optimizer must make a torch optimizer", "got None", "AdamW"],
     ),
     "number for a kl_schedule": (lambda: fit(kl_schedule=0.5), ["kl_schedule must be a function", "linear_warmup"]),
     "number for a schedule": (lambda: fit(schedule=0.5), ["schedule must be a function", "got 0.5", "'cosine'"]),
