@@ -61,8 +61,9 @@ def in_one_line(batch: Batch) -> Iterator[None]:
 def failure(error: Exception, batch: Batch) -> str:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
-    # Pyro adds a table of the shapes of all sites.
-    reason = one_line(str(error).partition("Trace Shapes:")[0], _MOST_OF_A_REASON) or type(error).__name__
+    # Pyro adds a table of the shapes of all sites, and torch the values that it found.
+    reason = str(error).partition("Trace Shapes:")[0].partition(":\ntensor(")[0]
+    reason = one_line(reason, _MOST_OF_A_REASON) or type(error).__name__
     fix = next((f"; {fix}" for words, fix in _FIXES.items() if words in reason), "")
     return f"cannot run on a batch of shape {one_line(shapes, _MOST_OF_SHAPES)}: {reason}{fix}"
 

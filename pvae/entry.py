@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["alone", "entry", "inside"]
@@ -82,10 +83,12 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         is_first = not _here.depth
-        if is_first:
-            _refuse(function.__name__)
-        with inside(), _plain(is_first):
-            return function(*args, **kwargs)
+        with inside():
+            if is_first:
+                # Pyro's handlers are known only now: they may have been those of another thread.
+                _refuse(function.__name__)
+            with _plain(is_first):
+                return function(*args, **kwargs)
 
     return call
 
@@ -94,8 +97,8 @@ def _refuse(name: str) -> None:
     """Raise ValueError where a call cannot be right."""
     if torch._C._functorch.maybe_current_level() is not None:
         raise ValueError(
-            f"pvae.{name} was called inside a transform of torch.func (vmap, grad, ...), where its tensors hold no "
-            f"numbers of their own; call it outside, or transform the weights that pvae.log_weights gives"
+            f"pvae.{name} was called inside a transform of torch.func (vmap, grad, ...), whose tensors hold no "
+            "numbers of their own; call it outside"
         )
     if (tracer := _tracer()) is not None:
         raise ValueError(f"pvae.{name} was called inside {tracer}, where tensors hold no numbers; call it outside")
@@ -120,23 +123,42 @@ def _refuse(name: str) -> None:
 
 def _tracer() -> str | None:
     """What records operations in place of running them, if anything does."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return "torch.jit.trace"
+    if torch.compiler.is_compiling():
+        return "torch.compile"
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return "the capture of a CUDA graph"
     modes = (type(mode).__name__ for mode in _get_current_dispatch_mode_stack())
     return next((mode for mode in modes if mode in _TRACING), None)
 
 
+def _autocasts() -> int:
+    """How many autocasts there are around, whether they are on or off."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth - 1
+
+
 @contextmanager
 def _plain(is_first: bool) -> Iterator[None]:
     """Neither autocast nor inference mode, nor the caller's handlers; those of pvae's own runs stay."""
     with ExitStack() as stack:
+        # Inside autocast, casts of weights are kept until its end: these may be trained meanwhile, and be read by a net
+        # that has an autocast of its own.
+        if _autocasts():
+            stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+            stack.callback(torch.clear_autocast_cache)
+            torch.clear_autocast_cache()
+            torch.set_autocast_cache_enabled(False)
         for device in _AUTOCAST:
             if torch.is_autocast_enabled(device):
-                # The caller's autocast keeps casts of weights, which may be trained meanwhile.
-                stack.callback(torch.clear_autocast_cache)
                 stack.enter_context(torch.autocast(device, enabled=False))
+        # As are weights that are computed from others, inside `parametrize.cached`.
+        if parametrize._cache_enabled:
+            stack.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
+            stack.callback(parametrize._cache.clear)
+            parametrize._cache_enabled = 0
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(False))

@@ -52,8 +52,8 @@ def sample(
         shape = getattr(model, "x_shape", None)
         if shape is None:
             raise ValueError(f"{type(model).__name__} does not tell the shape of its data; give like=a batch")
-        like = torch.zeros(1, *shape)
-    rows = torch.arange(num)
+        like = torch.zeros(1, *shape, device="cpu")
+    rows = torch.arange(num, device="cpu")
     batch = tuple(part[rows % len(part)] for part in _whole(like).example())
     source = Batches(batch, num)
     with private_store(model), torch.no_grad():

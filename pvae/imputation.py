@@ -160,7 +160,7 @@ class _Imputer:
         draws = self._draws(batch, picks)
         tails = (1 - self.level) / 2, (1 + self.level) / 2
         # Of M draws and one more from the same distribution, every rank of the last is as likely.
-        lower, upper = torch.as_tensor(np.quantile(draws.double().cpu(), tails, axis=0, method="weibull"))
+        lower, upper = torch.as_tensor(np.quantile(draws.double().cpu(), tails, axis=0, method="weibull"), device="cpu")
         found = dict(zip(("mean", "standard_error"), mean.estimate(), strict=True)) | {"lower": lower, "upper": upper}
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         entries = {name: torch.where(observed, x, value.to(x.device)) for name, value in found.items()}

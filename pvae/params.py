@@ -88,8 +88,9 @@ class Parameters:
     def load(self, state: dict[str, Tensor]) -> None:
         """Copy `state` into the pair, or raise ValueError and change nothing.
 
-        Raises: ValueError if names or shapes differ from those of the pair.
+        Raises: ValueError if names or shapes differ from those of the pair, or it cannot be changed.
         """
+        self.require_writable()
         own = self._tensors()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
@@ -110,6 +111,15 @@ class Parameters:
                 )
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+    def require_writable(self) -> None:
+        """Raise ValueError for a tensor that can no longer be changed."""
+        for name, tensor in self._tensors().items():
+            if tensor.is_inference():
+                raise ValueError(
+                    f"'{name}' of the pair was made inside torch.inference_mode, where tensors become read-only; build "
+                    "the pair outside of it"
+                )
 
     def to(self, device: torch.device | str) -> None:
         """Move leaves, buffers and modules to `device`; a leaf stays the same tensor, a module may replace a buffer."""

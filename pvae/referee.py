@@ -175,9 +175,9 @@ class _Referee:
     def _by_datum(self, given: Draws, terms: Terms) -> Terms:
         """Compare with the data one by one, and in another order; where they cannot run so, with one datum replaced."""
         few = sorted({0, self.num_data - 1})
-        order = torch.arange(self.num_data).flip(0)
+        order = torch.arange(self.num_data, device="cpu").flip(0)
         try:
-            alone = [self._at(torch.tensor([index]), given) for index in few]
+            alone = [self._at(torch.tensor([index], device="cpu"), given) for index in few]
             turned = self._at(order, given)
         except Exception:  # it runs on exactly these data
             return self._by_replacing(given, terms)
@@ -210,7 +210,7 @@ class _Referee:
 
     def _with_another(self) -> Batch:
         """The data, the second in the place of the first, too."""
-        rows = torch.arange(self.num_data)
+        rows = torch.arange(self.num_data, device="cpu")
         rows[0] = 1
         return tuple(part[rows] for part in self.batch)
 

@@ -210,10 +210,15 @@ class OnlyTrains(Pair):
 def test_a_validation_bound_that_is_no_number_is_refused(value):
     pair = OnlyTrains()
     pair.value = value
-    with pytest.raises(FloatingPointError) as caught:
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError) as caught:
         fit(pair, DATA, step_mode="eager")
     assert str(caught.value).startswith(f"epoch 1: the validation bound is {value}, the training bound -")
     assert str(caught.value).endswith("The weights of epoch 1 are kept")
+
+
+def test_a_validation_batch_that_fails_is_told_in_one_line():
+    with pytest.raises(ValueError, match=r"\Athe pair cannot run on a batch of shape \(4, 3\): [^\n]*invalid values\Z"):
+        fit(OnlyTrains(), DATA, step_mode="eager")
 
 
 # --- What may be infinite
@@ -238,6 +243,7 @@ def test_a_zero_of_a_simplex_stays_and_is_saved(tmp_path):
     pvae.load(tmp_path / "run", other)
 
 
+@pytest.mark.filterwarnings("ignore:bound was not registered")
 def test_a_mask_of_minus_infinity_may_stand(tmp_path):
     pair = Pair()
     pair.encoder.register_buffer("mask", torch.tensor([0.0, -math.inf]))
@@ -280,8 +286,7 @@ def test_broken_weights_are_not_written(value, word, tmp_path):
     pair = Pair()
     with torch.no_grad():
         pair.encoder[2].weight[0, 0] = value
-    pyro.enable_validation(False)
-    with pytest.raises(ValueError, match=r"\Aparameter") as caught:
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=r"\Aparameter") as caught:
         pvae.save(tmp_path / "run", pair.model, pair.guide, X)
     assert str(caught.value) == (
         f"parameter 'encoder$$$2.weight' holds {word}; nothing was written; build the pair anew, or load a run that is "

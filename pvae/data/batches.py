@@ -122,7 +122,7 @@ class Batches:
             yield from self._streamed()
             return
         num_data = len(self._parts[0])
-        order = torch.randperm(num_data, generator=self._order).to(self._device) if shuffle else None
+        order = torch.randperm(num_data, generator=self._order, device="cpu").to(self._device) if shuffle else None
         starts = self._starts()
         for start, end in zip(starts, [*starts[1:], num_data], strict=True):
             if order is None:

@@ -180,7 +180,7 @@ def _look(
     num_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights of the guide and of q*, and how much those of q* rose in the second half, each (K, B)."""
-    judging, reporting = torch.randint(2**31, (2,)).tolist()
+    judging, reporting = torch.randint(2**31, (2,), device="cpu").tolist()
     with private_store(model, guide):
         if local_guide is not None:
             with running("local_guide", batch):

@@ -165,8 +165,8 @@ def _repeat(
         return [bound.detach(), *torch.autograd.grad(bound, leaves, allow_unused=True)]
 
     replay = Replay(gradients, parameters, "traced", lambda: 0, "gradients")
-    sums = squares = first = torch.zeros(0)
-    counts = torch.zeros(NUM_BLOCKS, dtype=torch.float64)
+    sums = squares = first = torch.zeros(0, device="cpu")
+    counts = torch.zeros(NUM_BLOCKS, dtype=torch.float64, device="cpu")
     with seeded(seed, parameters.device):
         for repeat in range(num_repeats):
             _, *found = replay(*batch)
@@ -197,7 +197,7 @@ def _groups(parameters: Parameters, groups: Mapping[str, Sequence[str]] | None) 
     places: dict[str, Tensor] = {}
     start = 0
     for name, leaf in parameters.leaves.items():
-        places[name] = torch.arange(start, start + leaf.numel())
+        places[name] = torch.arange(start, start + leaf.numel(), device="cpu")
         start += leaf.numel()
     for group, members in groups.items():
         what = "a list of parameter names"
@@ -231,7 +231,7 @@ def _flat(reference: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
         [
             reference[name].detach().double().cpu().flatten()
             if name in reference
-            else torch.full((shape.numel(),), math.nan, dtype=torch.float64)
+            else torch.full((shape.numel(),), math.nan, dtype=torch.float64, device="cpu")
             for name, shape in shapes.items()
         ]
     )

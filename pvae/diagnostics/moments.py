@@ -79,6 +79,7 @@ def statistics(
                 for s, q, n in zip(sums, squares, counts, strict=True)
             ],
             dtype=torch.float64,
+            device="cpu",
         )
         error = ((NUM_BLOCKS - 1) * without.var(correction=0)).sqrt().item()
         return whole, error

@@ -56,7 +56,7 @@ class Calibration:
     @property
     def coverage_errors(self) -> Tensor:
         """Binomial standard error of each coverage of a calibrated guide, (levels,)."""
-        levels = torch.tensor(self.levels, dtype=torch.float64)
+        levels = torch.tensor(self.levels, dtype=torch.float64, device="cpu")
         return (levels * (1 - levels) / self.num_simulations).sqrt()
 
     @property
@@ -154,9 +154,9 @@ def calibration(
             require_latents(simulated.latents, "there is no posterior to calibrate")
             parts.append(_ranks(guide, simulated.batch, simulated.latents, num_samples, layout))
         ranks = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-        jitter = {name: torch.rand(rank.shape, dtype=torch.float64) for name, rank in ranks.items()}
+        jitter = {name: torch.rand(rank.shape, dtype=torch.float64, device="cpu") for name, rank in ranks.items()}
     positions = {name: (rank + jitter[name]) / (num_samples + 1) for name, rank in ranks.items()}
-    levels = torch.tensor(LEVELS, dtype=torch.float64)[:, None, None]
+    levels = torch.tensor(LEVELS, dtype=torch.float64, device="cpu")[:, None, None]
     return Calibration(
         ranks=ranks,
         positions=positions,
@@ -201,7 +201,9 @@ def _uniformity(positions: Tensor) -> Tensor:
     num, num_dims = positions.shape
     num_bins = max(2, min(_NUM_BINS, num // 5))
     bins = (positions * num_bins).long().clamp(max=num_bins - 1)
-    counts = torch.zeros(num_bins, num_dims, dtype=torch.float64).scatter_add_(0, bins, torch.ones_like(positions))
+    counts = torch.zeros(num_bins, num_dims, dtype=torch.float64, device="cpu").scatter_add_(
+        0, bins, torch.ones_like(positions)
+    )
     expected = num / num_bins
     statistic = ((counts - expected).square() / expected).sum(0)
     return torch.special.gammaincc(torch.full_like(statistic, (num_bins - 1) / 2), statistic / 2)

@@ -26,7 +26,7 @@ def temperatures(num_temperatures: int, schedule: Schedule) -> list[float]:
 
     Wu, Burda, Salakhutdinov and Grosse (2017), On the quantitative analysis of decoder-based generative models.
     """
-    even = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64)
+    even = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device="cpu")
     if schedule == "linear":
         return even.tolist()
     curve = (_DELTA * (2 * even - 1)).sigmoid()

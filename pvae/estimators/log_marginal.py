@@ -172,7 +172,8 @@ def log_marginal(
             yet, so no bound is left: `bound` is then "none".
         max_samples: draws per datum, at most, under a `target_se`.
         device: where to compute; by default where the pair's parameters are. The pair is moved there.
-        seed: of the draws, and of the binarisation of grey data.
+        seed: of the draws, and of the binarisation of grey data. The same seed gives the same values, and to rounding
+            with another number of threads or on another machine.
         progress: show a bar on a terminal.
 
     Raises: ValueError for empty or non-finite data, for a pair that breaks the contract, and for a `target_se` beside
@@ -216,7 +217,9 @@ def log_marginal(
         bound=estimator.bound if rounds is None else "none",
         data=source.describe() | ({"simulated": True} if getattr(estimator, "simulates", False) else {}),
         upper_values=found.upper,
-        samples=torch.full(found.values.shape, estimator.num_samples) if rounds is None else rounds.samples,
+        samples=torch.full(found.values.shape, estimator.num_samples, device="cpu")
+        if rounds is None
+        else rounds.samples,
         unfinished=None if rounds is None else rounds.unfinished,
     )
 

@@ -110,6 +110,9 @@ def _likeliest(samples: Tensor) -> float:
     squares = torch.cdist(judges, samples).square()
     squares.fill_diagonal_(math.inf)
     spread = samples.var(0).mean().sqrt().clamp(min=torch.finfo(samples.dtype).tiny).item()
-    choices = torch.logspace(math.log10(_LEAST), math.log10(_MOST), _NUM_BANDWIDTHS, dtype=torch.float64) * spread
+    choices = (
+        torch.logspace(math.log10(_LEAST), math.log10(_MOST), _NUM_BANDWIDTHS, dtype=torch.float64, device="cpu")
+        * spread
+    )
     scores = [_log_kernel(squares, h, samples.shape[1]).logsumexp(1).mean() for h in choices.tolist()]
     return choices[int(torch.stack(scores).argmax())].item()

@@ -59,7 +59,7 @@ class Rounds:
         largest = count = total
         pooled, batch = self._open(first)
         moments, errors, shape = _moments(pooled, total), pooled.mc_standard_errors, pooled.khat
-        self.samples = torch.full(shape.shape, total)
+        self.samples = torch.full(shape.shape, total, device="cpu")
         rows = self._wide(errors)
         while len(rows) and (count := self._next(count, total)):
             fresh = self._more(draw, batch, batch_size, count)
@@ -115,7 +115,7 @@ def _moments(estimate: Estimate, count: int) -> Tensor:
     by_error = 1 + estimate.mc_standard_errors.square() * (count - 1)
     by_ess = count / estimate.ess
     relative = torch.stack([torch.ones_like(by_ess), by_error, by_ess]).nan_to_num(nan=1.0)
-    moments = torch.tensor([[1.0], [2.0], [2.0]], dtype=torch.float64) * estimate.values + relative.log()
+    moments = torch.tensor([[1.0], [2.0], [2.0]], dtype=torch.float64, device="cpu") * estimate.values + relative.log()
     return moments.masked_fill(estimate.values == -math.inf, -math.inf)
 
 

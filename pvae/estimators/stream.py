@@ -73,7 +73,7 @@ class WeightStream:
         self.num_samples, self.smooth = num_samples, smooth
         self._tail_rows = tail_length(num_samples if tail_of is None else tail_of) + 1
         self._most_rows = max(_LEAST_ROWS, 4 * self._tail_rows)
-        self._largest = self._sum = self._sum_of_squares = self._num_bad = torch.zeros(())
+        self._largest = self._sum = self._sum_of_squares = self._num_bad = torch.zeros((), device="cpu")
         self._tail: Tensor | None = None
         self._pending: list[Tensor] = []
         self._seen = 0

@@ -68,7 +68,7 @@ class Picks:
     def __init__(self, num: int) -> None:
         self.num = num
         self.values: dict[str, Tensor] = {}
-        self._log_total = torch.zeros(())
+        self._log_total = torch.zeros((), device="cpu")
 
     def update(self, log_weights: Tensor, draws: Mapping[str, Tensor]) -> None:
         """Take a chunk: log weights (k, B) and draws by name, each (k, B, ...); `values` are then (M, B, ...)."""

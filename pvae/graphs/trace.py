@@ -69,7 +69,8 @@ def trace(function: Function, parameters: Parameters, inputs: Sequence[Tensor]) 
 @contextmanager
 def unchanged_buffers(parameters: Parameters) -> Iterator[None]:
     """The buffers of the pair are as before afterwards."""
-    before = [(buffer, buffer.clone()) for buffer in parameters.buffers.values()]
+    # Those that were made in inference mode cannot be changed outside of it.
+    before = [(buffer, buffer.clone()) for buffer in parameters.buffers.values() if not buffer.is_inference()]
     try:
         yield
     finally:

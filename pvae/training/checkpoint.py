@@ -49,6 +49,8 @@ def save(
         example_batch: a batch to find the parameters with; only its shapes and dtypes are kept.
         recipe: what `pvae.recipes.build` needs to rebuild a built-in pair; without it `load` wants the pair.
         record: anything else to keep in config.json (data, objective, results).
+
+    Raises: ValueError for a parameter that holds nan, or one to be trained that holds inf; nothing is written.
     """
     check_pair(model, guide)
     folder = path_of("path", path)
@@ -116,8 +118,8 @@ def load(
         guide: its guide; None if it was trained without.
         device: where the pair shall live.
 
-    Raises: ValueError if the folder is no run, its files are truncated or corrupt, the weights belong to another
-        pair, or the device cannot be used. The pair is then as it was.
+    Raises: ValueError if the folder is no run, its files are truncated or corrupt, the weights hold nan or belong to
+        another pair, or the device cannot be used. The pair is then as it was.
     """
     for name, function, usual in (("model", model, MODEL), ("guide", guide, GUIDE)):
         if function is not None:

@@ -117,7 +117,8 @@ def fit(
 
     Parameters with `requires_grad` False stay as they are. The loss is minus the bound, as a mean per datum. Pyro's
     param store, torch's random state and all other global state are as before afterwards; the same seed gives the same
-    weights.
+    weights, with another number of threads or on another machine to rounding. Calls from several threads run one after
+    the other. Inside `torch.no_grad`, `torch.inference_mode` and `torch.autocast`, too, it trains in full precision.
 
     Args:
         model: any Pyro model within the contract of a pair.
@@ -158,8 +159,10 @@ def fit(
         ValueError: for arguments out of range, data that are empty or not finite, and a pair that breaks the
             contract (`pvae.check` lists all findings); for a batch that a step cannot run on, with the step, the
             shapes, and what to change. The pair keeps the weights it had before that step.
-        FloatingPointError: at the first loss or gradient that is not finite, with the step, the site and the
-            parameter. The pair keeps the weights it had before that step.
+        FloatingPointError: at the first loss, gradient or learning rate that is not finite, with the step, the site and
+            the parameter; the pair keeps the weights it had before that step. At the end of an epoch for a parameter
+            that is not finite any more, where those from before are gone, but for the best ones under early stopping;
+            and for a validation bound that is nan.
     """
     check_pair(model, guide)
     _check_lengths(epochs, steps, early_stopping)
@@ -196,6 +199,7 @@ def fit(
             held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
             fix = "call requires_grad_(True) on what to train" if held else "register its nets with pyro.module"
             raise ValueError(f"the pair has no parameters to train{held}; {fix}")
+        parameters.require_writable()
         if valid is not None:
             valid.to(parameters.device)
         if step_mode == "graph" and parameters.device.type != "cuda":

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pvae.aggregate import information
-from pvae.contexts import evaluation, seeded
+from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches
 from pvae.data_support import SupportWatch
 from pvae.objectives.objective import Objective
@@ -294,7 +294,8 @@ class Loop:
         valid.reseed(0)
         with torch.no_grad(), seeded(0, device), evaluation(self.parameters.modules), self._averaged():
             for batch in valid.epoch():
-                total += summed_bound(self.objective, self.model, self.guide, batch)
+                with in_one_line(batch):
+                    total += summed_bound(self.objective, self.model, self.guide, batch)
                 num_data += len(batch[0])
         return total / num_data
 
