@@ -206,7 +206,10 @@ def as_device(device: torch.device | str) -> torch.device:
     Raises: ValueError for an unknown device, or one that this machine lacks.
     """
     try:
-        return torch.empty(0, device=device).device
+        usable = torch.empty(0, device=device).device
+        if usable.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+        return usable
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; give cpu, or cuda on a GPU") from error
