@@ -21,7 +21,7 @@ from pvae.nets import init_output_bias
 from pvae.objectives.objective import Objective
 from pvae.own_code import own_function
 from pvae.showing import data_words
-from pvae.support.refusals import shown
+from pvae.support.refusals import shown, whole
 from pvae.training.checkpoint import load, read_config
 from pvae.training.fit import FitResult
 from pvae.training.metrics import plain
@@ -55,6 +55,8 @@ def objective_for(
     Raises: ValueError for an unknown name, an option that the objective does not take, or one that has no guide.
     """
     cls = recipes.pick("pvae.objectives", name)
+    if num_samples is not None:
+        whole("num_samples", num_samples, usual=1)
     if not cls.trains_guide:  # type: ignore[attr-defined]
         raise ValueError(
             f"the objective {name} trains a model without a guide, and a run holds a pair; use Python: "
@@ -79,6 +81,8 @@ def estimator_for(name: str, num_samples: int | None) -> Any:
     cls = recipes.pick("pvae.estimators", name)
     if num_samples is not None and "num_samples" not in inspect.signature(cls).parameters:
         raise ValueError(f"the estimator {name} draws nothing, got {num_samples} samples; leave samples out")
+    if num_samples is not None:
+        whole("num_samples", num_samples, usual=1000)
     return recipes.construct(cls, {} if num_samples is None else {"num_samples": num_samples})
 
 
@@ -195,8 +199,9 @@ def load_run(
 
 def first_test_data(dataset: DataSet, num: int) -> DataSet:
     """The data set with only the first `num` test data."""
-    if num < 1 or dataset.test is None:
-        raise ValueError(f"subset must be at least 1, of a data set with a test split, got {num}")
+    whole("subset", num, usual=1000)
+    if dataset.test is None:
+        raise ValueError(f"subset is of test data, and {dataset.name} has none; leave subset out")
     beside = dataset.beside and {**dataset.beside, "test": tuple(part[:num] for part in dataset.parts("test")[1:])}
     return dataclasses.replace(dataset, test=dataset.test[:num], labels=None, beside=beside)
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from pvae.showing import complain
 __all__ = ["Commands"]
 
 _DONE, _OUR_FAULT, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
+_LARGE = "--batch-size, the number of samples, --hidden or --latent-dim"
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflowed", "multiplication overflow")
 
 
@@ -55,7 +57,7 @@ class Commands(TyperGroup):
         except typer.TyperException as error:
             # Without any argument the help was shown, and there is nothing left to say.
             if message := error.format_message():
-                complain(message, as_json=as_json)
+                complain(message.rstrip(".") + _given(error, words), as_json=as_json)
             return error.exit_code
         except KeyboardInterrupt:
             complain("interrupted", as_json=as_json)
@@ -71,12 +73,24 @@ class Commands(TyperGroup):
         return _DONE
 
 
+def _given(error: typer.TyperException, words: list[str]) -> str:
+    """What came where an option could not be read, which typer leaves out."""
+    names = getattr(getattr(error, "param", None), "opts", ()) if isinstance(error, typer.BadParameter) else ()
+    given = ""
+    # The last of several is the one that counts.
+    for word, after in pairwise([*words, ""]):
+        name, is_joined, value = word.partition("=")
+        if name in names:
+            given = f", got {value if is_joined else after!r}"
+    return given
+
+
 def _told(error: Exception, words: list[str]) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     reason = str(error) or type(error).__name__
     place = _own_place(error, words)
     if "smaller" not in reason and any(_is_memory(each) for each in _chain(error)):
-        return "the memory does not suffice: make --batch-size, the number of samples or --hidden smaller", _MISTAKE
+        return f"the memory does not suffice; make {_LARGE} smaller", _MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.filename}: {error.strerror}; check the path and its rights"
     elif not isinstance(error, (ValueError, FloatingPointError, OSError)):

@@ -29,8 +29,8 @@ def own_function(name: str | None) -> Any:
     found = _module_from(place)
     for part in path.split("."):
         if not hasattr(found, part):
-            defined = ", ".join([each for each in vars(found) if each[0] != "_"][:8]) if inspect.ismodule(found) else ""
-            raise ValueError(f"{place} has no {path!r}; it defines {defined or 'nothing of that name'}")
+            defined = [each for each in dir(found) if each[0] != "_"][:8] if inspect.ismodule(found) else []
+            raise ValueError(f"{place} has no {path!r}; it has {', '.join(map(repr, defined)) or 'no parts to name'}")
         found = getattr(found, part)
     if inspect.isclass(found) or not callable(found):
         raise ValueError(f"{name} is not a function that takes a batch; name a Pyro function or a built module")

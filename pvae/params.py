@@ -217,7 +217,10 @@ def as_device(device: torch.device | str) -> torch.device:
     Raises: ValueError for an unknown device, or one that this machine lacks.
     """
     try:
-        return torch.empty(0, device=device).device
+        usable = torch.empty(0, device=device).device
+        if usable.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+        return usable
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
         name = repr(str(device)) if isinstance(device, torch.device) else shown(device)
         reason = one_line(str(error).partition("\n")[0], 150)

@@ -16,7 +16,7 @@ from pvae.data.dataset import DataSet
 from pvae.models.priors.tied import TiedPrior
 from pvae.nets import MLP
 from pvae.sites import find_latent_sites
-from pvae.support.refusals import nearest
+from pvae.support.refusals import choice, whole
 
 __all__ = ["build", "construct", "exported", "is_own", "name_of", "pick", "recipe_for", "takes_labels"]
 
@@ -46,11 +46,7 @@ def pick(package: str, name: str) -> type:
     Raises: ValueError with the nearest name if there is none.
     """
     choices = exported(package)
-    if name not in choices:
-        raise ValueError(
-            f"unknown {package.rsplit('.')[-1].removesuffix('s')} {name!r}: {nearest(name, list(choices))}"
-        )
-    return choices[name]
+    return choices[choice(package.rsplit(".")[-1].removesuffix("s"), name, list(choices))]
 
 
 def name_of(part: object) -> str:
@@ -82,12 +78,16 @@ def recipe_for(
 
     Without a guide `build` takes "mean_field", or "empty" for a model with nothing to draw.
 
-    Raises: ValueError for an unknown model, or a likelihood or prior beside a model that has one of its own.
+    Raises: ValueError for an unknown model, a number below 1, or a likelihood or prior beside a model that has one of
+        its own.
     """
     takes = {} if is_own(model) else inspect.signature(pick("pvae.models", model)).parameters
     for part, name in {"likelihood": likelihood, "prior": prior}.items():
         if name is not None and part not in takes:
             raise ValueError(f"{model} has a {part} of its own, got {name!r} besides; leave {part} out")
+    whole("latent_dim", latent_dim, usual=8)
+    if num_components is not None:
+        whole("num_components", num_components, usual=10)
     shape = list(dataset.shape)
     recipe: dict[str, Any] = {
         "model": model,

@@ -26,9 +26,17 @@ def complain(message: str, *, as_json: bool) -> None:
     # Pyro adds a table of the shapes of all sites.
     message = message.partition("Trace Shapes:")[0]
     if as_json:
-        print(json.dumps({"error": one_line(message)}))
+        print(json.dumps({"error": _cut(message, MOST_LETTERS)}))
     else:
-        print("error: " + one_line(message, MOST_LETTERS - len("error: ")), file=sys.stderr)
+        print("error: " + _cut(message, MOST_LETTERS - len("error: ")), file=sys.stderr)
+
+
+def _cut(message: str, most: int) -> str:
+    """The message on one line of so many letters, with the advice that it ends in, if that is short."""
+    found, _, advice = (one_line(part, len(message)) for part in message.rpartition(";"))
+    if len(message) <= most or not found or len(advice) > most // 2:
+        return one_line(message, most)
+    return f"{one_line(found, most - 2 - len(advice))}; {advice}"
 
 
 def say(line: str) -> None:

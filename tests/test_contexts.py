@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import warnings
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx

@@ -1,4 +1,4 @@
-"""Splits that were saved apart must be of one dtype and on one scale."""
+"""Splits that were saved apart must be of one shape and dtype, and on one scale."""
 
 from pvae.data.numpy_files import Array
 
@@ -10,10 +10,14 @@ _FAR = 10
 
 
 def check_alike(arrays: dict[str, Array], where: str, *, images: bool) -> None:
-    """Raises ValueError if one split has floats and another integers or bytes, or one lies in [0, 1], one far beyond.
+    """Raises ValueError if splits differ in shape or in floats, integers or bytes, or only one lies far beyond [0, 1].
 
     Bytes of images have one scale for all splits, however dark one is.
     """
+    shape = next(iter(arrays.values())).shape[1:]
+    for split, x in arrays.items():
+        if x.shape[1:] != shape:
+            raise ValueError(f"{where}: {split} must match train's {shape}, got {x.shape[1:]}: reshape it")
     kinds = {split: "uint8" if x.dtype == "uint8" else _KINDS[x.dtype.kind] for split, x in arrays.items()}
     if len(set(kinds.values())) > 1:
         words = ", ".join(f"{split} of {kind}" for split, kind in kinds.items())

@@ -1,14 +1,15 @@
 """What kind of values a file holds, where nothing but the values says so."""
 
-from torch import Tensor
+import numpy as np
 
 from pvae.data.kinds import Kind
+from pvae.data.numpy_files import Array
 
 __all__ = ["guessed_kind"]
 
 
-def guessed_kind(splits: dict[str, Tensor], where: str) -> tuple[Kind, str]:
-    """The kind of the values of all splits, each (N, *shape), and a note of what a person may want to know.
+def guessed_kind(splits: dict[str, Array], where: str) -> tuple[Kind, str]:
+    """The kind of the values of all splits, each (N, *shape) and not rounded yet, and a note for a person.
 
     "binary" if all are 0 or 1, "unit" if they lie in [0, 1], "counts" if they are whole numbers of at least 0, however
     few or many different ones and whatever their dtype; "real" for all others, such as whole numbers of which some are
@@ -16,8 +17,10 @@ def guessed_kind(splits: dict[str, Tensor], where: str) -> tuple[Kind, str]:
     Raises ValueError for values that have two readings: two whole numbers only, which can be a code of binary data, and
     whole numbers of which the largest is 255, which can be intensities of 8 bits.
     """
-    low, high = (float(reduced) for reduced in _extremes(splits))
-    whole = all(bool((x == x.round()).all()) for x in splits.values())
+    # As they will be stored: 1 + 1e-12 is 1.
+    low = float(np.float32(min(x.min() for x in splits.values())))
+    high = float(np.float32(max(x.max() for x in splits.values())))
+    whole = all(bool(_is_whole(x).all()) for x in splits.values())
     if whole and low >= 0 and high <= 1:
         return "binary", ""
     if low >= 0 and high <= 1:
@@ -37,14 +40,13 @@ def guessed_kind(splits: dict[str, Tensor], where: str) -> tuple[Kind, str]:
     return ("counts", "") if low >= 0 else ("real", "whole numbers, some negative")
 
 
-def _extremes(splits: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return min(x.min() for x in splits.values()), max(x.max() for x in splits.values())
+def _is_whole(x: Array) -> Array:
+    return x == np.round(x) if x.dtype.kind == "f" else np.ones(x.shape, bool)
 
 
-def _whole_columns(splits: dict[str, Tensor]) -> str:
+def _whole_columns(splits: dict[str, Array]) -> str:
     """A note of columns of whole numbers among others, which a likelihood of real values treats as real, too."""
-    if next(iter(splits.values())).dim() != 2:
+    if next(iter(splits.values())).ndim != 2:
         return ""
-    columns = [(x == x.round()).all(0) for x in splits.values()]
-    num_whole = int(sum(columns[1:], start=columns[0].long()).eq(len(columns)).sum())
-    return f"{num_whole} of them whole numbers only" if num_whole else ""
+    num = int(np.all([_is_whole(x).all(0) for x in splits.values()], axis=0).sum())
+    return f"{num} column{'s' * (num > 1)} of whole numbers" if num else ""

@@ -1,8 +1,6 @@
 """Images among a user's arrays: where their channels stand, and the one scale of all their splits."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pvae.data.numpy_files import Array
 
@@ -33,13 +31,12 @@ def check_layout(array: Array, where: str) -> None:
         )
 
 
-def as_images(arrays: dict[str, Array]) -> tuple[dict[str, Tensor], str]:
+def as_images(arrays: dict[str, Array]) -> tuple[dict[str, Array], str]:
     """Bytes as images (N, C, H, W) in [0, 1], float32, and a note of their scale, which is that of all splits."""
     largest = max(int(x.max()) for x in arrays.values())
-    images = {split: torch.from_numpy(x).to(torch.float32) for split, x in arrays.items()}
-    images = {split: x.unsqueeze(1) if x.ndim == 3 else x for split, x in images.items()}
+    images = {split: (x[:, None] if x.ndim == 3 else x).astype(np.float32) for split, x in arrays.items()}
     if largest <= 1:
         return images, ""
     # Of bytes that are dark in every split, a person may know that 255 is not their white.
     note = "divided by 255" + (f", the largest value being {largest}" if largest < 128 else "")
-    return {split: x.div_(255) for split, x in images.items()}, note
+    return {split: x / np.float32(255) for split, x in images.items()}, note

@@ -50,15 +50,14 @@ def load_file(path: Path, kind: Kind | None = None) -> DataSet:
     images = are_images(arrays) and kind not in ("counts", "real")
     check_alike(arrays, where, images=images)
     if images:
-        splits, note = as_images(arrays)
+        arrays, note = as_images(arrays)
         notes.append(note)
-    else:
-        for key, array in arrays.items():
-            check_exact(array, named[key], as_written=suffix_of(path) == ".csv")
-        splits = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
+    for key, array in arrays.items():
+        check_exact(array, named[key], as_written=suffix_of(path) == ".csv")
     if kind is None:
-        kind, note = guessed_kind(splits, where)
+        kind, note = guessed_kind(arrays, where)
         notes.append(note)
+    splits = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
     if "" in splits:
         parts = fixed_split(splits[""], tenths(len(splits[""]), where))
         splits = dict(zip(("train", "valid", "test"), parts, strict=True))

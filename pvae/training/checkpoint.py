@@ -93,7 +93,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a run folder: it has no {_CONFIG}; give a folder that `pvae train` wrote")
     try:
         config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not readable as JSON ({error}); restore it from a copy, or train anew") from None
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ValueError(f"{file} does not describe a run of format {_FORMAT}; was it written by another pvae?")
