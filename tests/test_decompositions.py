@@ -293,7 +293,7 @@ def test_what_beta_tcvae_cannot_take_is_refused(pair):
         ({"num_data": None}, "num_data must be a whole number of at least 1, got None"),
         (
             {"num_data": 9, "total_correlation": -1.0},
-            "total_correlation must be a finite number of at least 0, got -1.0",
+            "total_correlation must be a finite number of at least 0",
         ),
         ({"num_data": 9, "aggregate": "mws"}, "unknown aggregate 'mws': the choices are stratified, weighted"),
     ):
@@ -470,7 +470,7 @@ def test_what_info_vae_cannot_take_is_refused(pair):
         ({"information": 1.5}, "information must be a finite number of at most 1, got 1.5"),
         (
             {"information": -1.0, "divergence": 1.0},
-            "divergence must be a finite number of at least 2, got 1.0; try 10; 1 - information is the least",
+            "divergence must be a finite number of at least 2, got 1.0",
         ),
         ({"kernel": "gauss"}, "unknown kernel 'gauss': the choices are imq, rbf"),
         ({"scale": 0.0}, "scale must be a finite number of at least 1e-15 and of at most"),

@@ -308,7 +308,7 @@ def counts(x):
         (lambda: RelaxedCategorical(dice, data(3)), "site 'c' is not one-hot.*OneHotCategorical"),
         (
             lambda: RelaxedBernoulli(coins, data(3), temperature=0.0),
-            "temperature must be a finite number above 0, got 0.0",
+            "temperature must be a finite number above 0",
         ),
         (lambda: Temperature(1.0).anneal(-1.0), "rate must be a finite number of at least 0, got -1.0"),
         (lambda: MeanField(dice, data(3)), "site 'a' is discrete.*Mixed; or have it summed out"),

@@ -318,9 +318,7 @@ assert before == (Distribution._validate_args, Distribution.__dict__["arg_constr
 @pytest.mark.parametrize("length", [-1, 1.5])
 @pytest.mark.parametrize("name", FLOWS)
 def test_lengths_are_whole_numbers(name, length):
-    with pytest.raises(
-        ValueError, match=r"length must be a whole number of at least 0, got (-1|1\.5); try 2; 0 is MeanField"
-    ):
+    with pytest.raises(ValueError, match=r"length must be a whole number of at least 0, got (-1|1\.5); try"):
         pair(name, length=length)
 
 

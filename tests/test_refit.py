@@ -70,7 +70,7 @@ def test_the_nets_of_a_frozen_model_are_in_evaluation_mode_and_those_of_the_guid
         ({"train": "model"}, "unknown train 'model': the choices are both, guide"),
         (
             {"train": "guide", "inference_steps": Aggressive()},
-            "train='guide' moves the guide alone, inference_steps says whose turn",
+            "train='guide' moves the guide alone, inference_steps",
         ),
     ],
 )
