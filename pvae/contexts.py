@@ -20,8 +20,8 @@ from pvae.support.refusals import one_line
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
 Batch = tuple[Tensor, ...]
-# What is left of a line for the shapes, and for what torch or Pyro say.
-_MOST_OF_SHAPES, _MOST_OF_A_REASON = 60, 110
+# What is left of a line for the shapes, and for what torch or Pyro say with a remedy behind it.
+_MOST_OF_SHAPES, _MOST_OF_BOTH = 50, 160
 _FIXES = {
     "Shape mismatch inside plate": "give the plate the length of the batch, and call .to_event(n) on a distribution "
     "over n dims of a datum",
@@ -58,13 +58,16 @@ def in_one_line(batch: Batch) -> Iterator[None]:
         raise ValueError(f"the pair {failure(error, batch)}") from error
 
 
-def failure(error: Exception, batch: Batch) -> str:
-    """What went wrong when a function ran on a batch, and what to do if that is known, on one line."""
+def failure(error: Exception, batch: Batch, advice: str = "") -> str:
+    """What went wrong when a function ran on a batch, and what to do if that is known, on one line.
+
+    `advice` stands where no other is known.
+    """
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
     # Pyro adds a table of the shapes of all sites, and torch the values that it found.
     reason = str(error).partition("Trace Shapes:")[0].partition(":\ntensor(")[0]
-    reason = one_line(reason, _MOST_OF_A_REASON) or type(error).__name__
-    fix = next((f"; {fix}" for words, fix in _FIXES.items() if words in reason), "")
+    fix = next((f"; {fix}" for words, fix in _FIXES.items() if words in reason), advice)
+    reason = one_line(reason, _MOST_OF_BOTH - len(fix)) or type(error).__name__
     return f"cannot run on a batch of shape {one_line(shapes, _MOST_OF_SHAPES)}: {reason}{fix}"
 
 

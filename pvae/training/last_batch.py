@@ -129,9 +129,8 @@ def attempt(
             else "; choose another batch_size, or give more data"
         )
         kept = f"; the weights of step {number - 1} are kept" if number > 1 else ""
-        raise ValueError(
-            f"step {number}: the pair {failure(error, batch)}{advice if is_of_a_size else ''}{kept}"
-        ) from error
+        reason = failure(error, batch, advice if is_of_a_size else "")
+        raise ValueError(f"step {number}: the pair {reason}{kept}") from error
 
 
 def _nonfinite(step: Step, batch: Batch, kl_weight: Tensor | float) -> tuple[Tensor, Gradients] | None:
