@@ -21,7 +21,7 @@ __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line",
 
 Batch = tuple[Tensor, ...]
 # What is left of a line for the shapes, and for what torch or Pyro say with a remedy behind it.
-_MOST_OF_SHAPES, _MOST_OF_BOTH = 50, 160
+_MOST_OF_SHAPES, _MOST_OF_BOTH = 45, 165
 _FIXES = {
     "Shape mismatch inside plate": "give the plate the length of the batch, and call .to_event(n) on a distribution "
     "over n dims of a datum",
