@@ -60,7 +60,7 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
             ended = time.perf_counter()
             of_steps.append(ended - started)
 
-        loop.run(source, None, watch, None, [turn], bar)
+        loop.run(source, None, watch, [turn], bar)
     # The first epoch traces.
     ratio = statistics.median(a / b for a, b in zip(of_epoch[1:], of_steps[1:], strict=True))
     return one(f"epoch over its steps: {net}, batch {batch_size}", "pvae traced", ratio, "x")

@@ -35,6 +35,7 @@ from pvae.training.length import Length
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
+from pvae.training.validation import Validation
 
 __all__ = ["FitResult", "fit"]
 
@@ -221,6 +222,9 @@ def fit(
         length = Length(epochs, steps, source.num_batches)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, length)
         loop.require_information(source.example())
+        validation = None
+        if valid is not None:
+            validation = Validation(model, guide, objective, trained, valid, early_stopping)
         with _built_from_functions():
             loop.prepare(optimizer, lr, schedule, ema)
         if schedule is not None and not callable(getattr(loop.scheduler, "step", None)):
@@ -228,7 +232,7 @@ def fit(
         callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
-            history, best_epoch = loop.run(source, valid, watch, early_stopping, callbacks, bar)
+            history, best_epoch = loop.run(source, validation, watch, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         bare = bare_parameters()
         if folder:

@@ -17,23 +17,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pvae.aggregate import information
-from pvae.contexts import evaluation, in_one_line, seeded
+from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches
 from pvae.data_support import SupportWatch
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters, frozen_modules
 from pvae.progress import Progress
-from pvae.support.refusals import number, one_line
 from pvae.training.average import WeightAverage
 from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
 from pvae.training.length import Length
 from pvae.training.nonfinite import describe_nonfinite
-from pvae.training.schedules import cosine
+from pvae.training.schedules import cosine, weight_at
 from pvae.training.soundness import Watch
-from pvae.training.step import Step, TracedStep, eager_step, summed_bound
+from pvae.training.step import Step, TracedStep, eager_step
 from pvae.training.turns import Turn, Turns
 from pvae.training.update import Update, require_optimizer
+from pvae.training.validation import Validation
 
 __all__ = ["Loop", "Record", "StepMode"]
 
@@ -128,9 +128,8 @@ class Loop:
     def run(
         self,
         source: Batches,
-        valid: Batches | None,
+        valid: Validation | None,
         watch: SupportWatch,
-        patience: int | None,
         callbacks: Sequence[Callable[[Record], object]],
         bar: Progress,
     ) -> tuple[list[Record], int]:
@@ -138,20 +137,15 @@ class Loop:
         history: list[Record] = []
         self._streams = source.runs_user_code
         self._require_support = watch
-        best, best_epoch, best_state = -torch.inf, 0, None
         task = bar.task("training", self.length.total)
         started = time.perf_counter()
         while not self.length.is_reached(len(history), self.step_count):
             epoch = len(history) + 1
             train_bound = self._epoch(source, lambda: bar.advance(task))
-            self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", best_epoch, best_state)
+            best = (0, None) if valid is None else (valid.best_epoch, valid.best)
+            self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", *best)
             self.turns.end_epoch(self._mutual_information)
-            valid_bound = self._validate(valid) if valid is not None else None
-            if valid_bound is not None and not valid_bound < math.inf:
-                raise FloatingPointError(
-                    f"epoch {epoch}: the validation bound is {valid_bound}, the training bound {train_bound:.4g}; look "
-                    f"at the validation data, and at layers in evaluation mode. The weights of epoch {epoch} are kept"
-                )
+            valid_bound = None if valid is None else valid.bound(epoch, train_bound, self._averaged())
             seconds = time.perf_counter() - started
             self.length.end_epoch(epoch, self.step_count)
             history.append(
@@ -170,21 +164,18 @@ class Loop:
                 self.scheduler.step(-(train_bound if valid_bound is None else valid_bound))
             stop = [callback(history[-1]) is True for callback in callbacks]
             if callbacks:
-                self.watch.require(epoch, self.step_count, "callbacks; mend what they write", best_epoch, best_state)
-            if patience is not None and valid_bound is not None:
-                if valid_bound > best:
-                    best, best_epoch = valid_bound, epoch
-                    with self._averaged():
-                        best_state = {name: value.clone() for name, value in self.parameters.state().items()}
-                stop.append(epoch - best_epoch >= patience)
+                self.watch.require(epoch, self.step_count, "callbacks; mend what they write", *best)
+            if valid is not None and valid_bound is not None:
+                stop.append(valid.ends(epoch, valid_bound, self._averaged()))
             if any(stop):
                 break
-        if best_state is not None:
-            self.parameters.load(best_state)
-        elif self.average is not None:
+        if valid is not None and valid.best is not None:
+            self.parameters.load(valid.best)
+            return history, valid.best_epoch
+        if self.average is not None:
             self.average.adopt()
             self.watch.require(len(history), self.step_count, "moving average; leave ema out")
-        return history, best_epoch or len(history)
+        return history, len(history)
 
     def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
         first = self.step_count
@@ -278,26 +269,7 @@ class Loop:
             return information(self.guide, self._seen).mean().item()
 
     def _kl_weight(self) -> float:
-        if self.kl_schedule is None:
-            return 1.0
-        name = f"the KL weight that kl_schedule gives for step {self.step_count}"
-        try:
-            weight = self.kl_schedule(self.step_count)
-        except Exception as error:  # a function of the user's may fail in any way
-            raise ValueError(f"kl_schedule fails at step {self.step_count}: {one_line(str(error), 200)}") from error
-        return number(name, weight, least=0, usual="pvae.training.linear_warmup(1000)")
-
-    def _validate(self, valid: Batches) -> float:
-        """The objective per datum on the validation split: nets in evaluation mode, KL weight 1, fixed draws."""
-        total, num_data = 0.0, 0
-        device = self.parameters.device
-        valid.reseed(0)
-        with torch.no_grad(), seeded(0, device), evaluation(self.parameters.modules), self._averaged():
-            for batch in valid.epoch():
-                with in_one_line(batch):
-                    total += summed_bound(self.objective, self.model, self.guide, batch)
-                num_data += len(batch[0])
-        return total / num_data
+        return 1.0 if self.kl_schedule is None else weight_at(self.kl_schedule, self.step_count)
 
     def _averaged(self) -> Any:
         return self.average.applied() if self.average is not None else nullcontext()

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from pvae.support.refusals import number, whole
+from pvae.support.refusals import number, one_line, whole
 
-__all__ = ["cosine", "cyclical", "linear_warmup"]
+__all__ = ["cosine", "cyclical", "linear_warmup", "weight_at"]
 
 
 def linear_warmup(steps: int, start: float = 0.0) -> Callable[[int], float]:
@@ -39,3 +39,16 @@ def cosine(total_steps: int) -> Callable[[Optimizer], LRScheduler]:
     """
     total_steps = whole("total_steps", total_steps, usual=10_000)
     return lambda optimizer: CosineAnnealingLR(optimizer, T_max=total_steps)
+
+
+def weight_at(schedule: Callable[[int], float], step: int) -> float:
+    """The weight of the KL that a schedule, perhaps of the user's own, gives for a step.
+
+    Raises: ValueError if it fails, or gives anything but a finite number of at least 0.
+    """
+    try:
+        weight = schedule(step)
+    except Exception as error:  # a function of the user's may fail in any way
+        raise ValueError(f"kl_schedule fails at step {step}: {one_line(str(error), 200)}") from error
+    name = f"the KL weight that kl_schedule gives for step {step}"
+    return number(name, weight, least=0, usual="pvae.training.linear_warmup(1000)")
