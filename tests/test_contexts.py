@@ -224,9 +224,23 @@ def alone(tmp_path_factory):
     return folder, {name: outcome(name, folder) for name in CALLS}
 
 
+# Seconds each, in contexts that differ little from another one.
+SLOW = {"fit traced", "log_marginal, annealed", "check", "inference_gap", "gradient_variance"}
+SIBLINGS = {
+    *("half autocast", "gradients off", "default device", "function mode", "block", "seed", "validation on"),
+    *("warnings as errors", "numpy errors", "saved tensors elsewhere"),
+}
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-@pytest.mark.parametrize("context", HONOURED)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [
+        pytest.param(name, context, marks=pytest.mark.slow if name in SLOW and context in SIBLINGS else ())
+        for name in CALLS
+        for context in HONOURED
+    ],
+)
 def test_a_call_gives_the_same_numbers_in_a_context(name, context, alone):
     if (name, context) == ("check", "anomaly detection"):
         pytest.skip("it cannot be traced there, which check tells")

@@ -63,15 +63,17 @@ def _fault(name: str, tensor: Tensor, trained: Collection[str]) -> str | None:
     return "inf" if name in trained and is_infinite else None
 
 
+@torch.no_grad()
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    held = {name: each.detach() for name, each in tensors.items() if each.numel() and _may_overflow(each)}
+    held = {name: each for name, each in tensors.items() if each.is_floating_point() or each.is_complex()}
     if not held:
         return []
-    norms = torch._foreach_norm([*held.values()], math.inf)
-    alike = len({(norm.device, norm.dtype) for norm in norms}) == 1
-    finite = torch.stack(norms).isfinite() if alike else torch.stack([norm.isfinite().cpu() for norm in norms])
-    return [name for name, is_finite in zip(held, finite.tolist(), strict=True) if not is_finite]
+    norms = torch._foreach_norm([*held.values()])
+    if len({norm.device for norm in norms}) == 1 and math.isfinite(torch.stack([*map(_single, norms)]).sum()):
+        return []
+    # A norm overflows before its numbers do, so each is looked at by itself.
+    return [name for name, each in held.items() if not each.isfinite().all()]
 
 
-def _may_overflow(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _single(norm: Tensor) -> Tensor:
+    return norm if norm.dtype == torch.float32 else norm.float()
