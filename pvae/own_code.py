@@ -29,7 +29,9 @@ def own_function(name: str | None) -> Any:
     found = _module_from(place, Path(place).resolve() if place.endswith(".py") else None)
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{place} has no {path!r}: {nearest(part, [each for each in dir(found) if each[0] != '_'])}")
+            raise ValueError(
+                f"{place} has no {path!r}: {nearest(part, [each for each in dir(found) if each[0] != '_'])}"
+            )
         found = getattr(found, part)
     if inspect.isclass(found) or not callable(found):
         raise ValueError(f"{name} is not a function that takes a batch; name a Pyro function or a built module")
