@@ -74,7 +74,7 @@ def train(
     with seeded(seed):
         pair = recipes.build(recipe, own_function(model), own_function(guide))
         chosen = commands.objective_for(objective, pair[0], dataset, num_samples, gradient, baseline)
-    recipe["guide"] = guide = guide or recipes.name_of(pair[1])
+    recipe["guide"] = guide = recipes.name_of(pair[1]) if guide is None else guide
     if not recipes.is_own(model):
         commands.start_at_mean(pair[0], dataset)
         commands.start_near_data(pair[0], dataset, seed)
@@ -93,7 +93,7 @@ def train(
         kl_schedule=options.warmup_of(kl_warmup),
         inference_steps=turns,
         step_mode=step_mode,  # type: ignore[arg-type]
-        device=device or options.best_device(),
+        device=options.device_of(device),
         seed=seed,
         out=folder,
         progress=not as_json,
@@ -124,11 +124,11 @@ def logp(
     """Estimate log p(x) of a run's test data, with errors and the k-hat of its weights."""
     import pvae
     from pvae.commands import estimator_for, first_test_data, load_run, record_result
-    from pvae.options import best_device, check_seed
+    from pvae.options import check_seed, device_of
 
     check_seed(seed)
     chosen = estimator_for(estimator, samples)
-    pair, dataset = load_run(run, model, guide, data_root, device or best_device())
+    pair, dataset = load_run(run, model, guide, data_root, device_of(device))
     if subset is not None:
         dataset = first_test_data(dataset, subset)
     result = pvae.log_marginal(
@@ -166,11 +166,11 @@ def compare(
     """Compare log p(x) of the same test data under two runs: the paired difference, its error, a verdict."""
     from pvae.commands import estimator_for, first_test_data, load_run
     from pvae.compare_runs import compare_runs
-    from pvae.options import best_device, check_seed
+    from pvae.options import check_seed, device_of
 
     check_seed(seed)
     chosen = estimator_for(estimator, samples)
-    device = device or best_device()
+    device = device_of(device)
     loaded_a = load_run(run_a, model_a, guide_a, data_root, device, "-a")
     loaded_b = load_run(run_b, model_b, guide_b, data_root, device, "-b")
     if subset is not None:

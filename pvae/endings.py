@@ -57,7 +57,7 @@ class Commands(TyperGroup):
         except typer.TyperException as error:
             # Without any argument the help was shown, and there is nothing left to say.
             if message := error.format_message():
-                complain(message.rstrip(".") + _given(error, words), as_json=as_json)
+                complain(message + _given(error, words), as_json=as_json)
             return error.exit_code
         except KeyboardInterrupt:
             complain("interrupted", as_json=as_json)
@@ -81,7 +81,7 @@ def _given(error: typer.TyperException, words: list[str]) -> str:
     for word, after in pairwise([*words, ""]):
         name, is_joined, value = word.partition("=")
         if name in names:
-            given = f", got {value if is_joined else after!r}"
+            given = f"; got {value if is_joined else after!r}"
     return given
 
 

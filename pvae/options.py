@@ -10,7 +10,7 @@ import pvae
 from pvae.support.refusals import number, shown, whole
 from pvae.training.turns import Aggressive, Alternating, Turns
 
-__all__ = ["best_device", "check_seed", "turns_of", "warmup_of", "widths_of"]
+__all__ = ["check_seed", "device_of", "turns_of", "warmup_of", "widths_of"]
 
 
 def check_seed(seed: int) -> None:
@@ -47,6 +47,8 @@ def turns_of(words: str) -> int | Turns:
     return int(words)
 
 
-def best_device() -> str:
-    """A GPU if there is one."""
+def device_of(name: str | None) -> str:
+    """The device that was named, else a GPU if there is one."""
+    if name is not None:
+        return name
     return "cuda" if torch.cuda.is_available() else "cpu"

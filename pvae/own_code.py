@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pvae import recipes
-from pvae.support.refusals import one_line, shown
+from pvae.support.refusals import nearest, one_line, shown
 
 __all__ = ["own_function"]
 
@@ -26,11 +26,12 @@ def own_function(name: str | None) -> Any:
     place, _, path = name.rpartition(":")
     if not place or not path:
         raise ValueError(f"expected module:function or file.py:function, got {name!r}; name both parts")
-    found = _module_from(place)
+    found = _module_from(place, Path(place).resolve() if place.endswith(".py") else None)
     for part in path.split("."):
         if not hasattr(found, part):
-            defined = [each for each in dir(found) if each[0] != "_"][:8] if inspect.ismodule(found) else []
-            raise ValueError(f"{place} has no {path!r}; it has {', '.join(map(repr, defined)) or 'no parts to name'}")
+            raise ValueError(
+                f"{place} has no {path!r}: {nearest(part, [each for each in dir(found) if each[0] != '_'])}"
+            )
         found = getattr(found, part)
     if inspect.isclass(found) or not callable(found):
         raise ValueError(f"{name} is not a function that takes a batch; name a Pyro function or a built module")
@@ -38,9 +39,9 @@ def own_function(name: str | None) -> Any:
 
 
 @cache
-def _module_from(place: str) -> Any:
+def _module_from(place: str, file: Path | None) -> Any:
     try:
-        return _executed(place) if place.endswith(".py") else importlib.import_module(place)
+        return importlib.import_module(place) if file is None else _executed(file)
     except (Exception, SystemExit) as error:  # a user's file may do anything when it runs
         reason = str(error) if isinstance(error, (ImportError, OSError, SyntaxError)) else shown(error)
         raise ValueError(
@@ -48,10 +49,9 @@ def _module_from(place: str) -> Any:
         ) from error
 
 
-def _executed(place: str) -> Any:
-    file = Path(place).resolve()
+def _executed(file: Path) -> Any:
     if not file.is_file():
-        raise FileNotFoundError(f"no such file: {place}")
+        raise FileNotFoundError("no such file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None

@@ -97,7 +97,8 @@ def recipe_for(
         "hidden": list(hidden),
     }
     recipe["dtype"] = str(dataset.train.dtype).removeprefix("torch.")
-    recipe["likelihood"] = likelihood or _LIKELIHOODS.get(dataset.observed_kind, "categorical")
+    by_default = _LIKELIHOODS.get(dataset.observed_kind, "categorical")
+    recipe["likelihood"] = by_default if likelihood is None else likelihood
     if recipe["likelihood"] == "categorical":
         recipe["num_categories"] = int(dataset.train.max()) + 1
     elif "num_values" in inspect.signature(pick(_PACKAGE, recipe["likelihood"])).parameters:
@@ -143,7 +144,9 @@ def build(recipe: Mapping[str, Any], model: Any = None, guide: Any = None) -> tu
         labels = torch.eye(recipe["num_classes"]).to(x)[:1].expand(2, -1) if "num_classes" in recipe else None
         example = x if labels is None else (x, labels)
         offers = {"model": model, "example_batch": example, "hidden": tuple(recipe["hidden"])}
-        name = recipe["guide"] or ("mean_field" if find_latent_sites(model, example) else "empty")
+        name = recipe["guide"]
+        if name is None:
+            name = "mean_field" if find_latent_sites(model, example) else "empty"
         guide = construct(pick("pvae.guides", name), offers)
     if isinstance(prior := getattr(model, "prior", None), TiedPrior):
         prior.tie(guide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -23,8 +24,8 @@ class _Console(Console):
 
 def complain(message: str, *, as_json: bool) -> None:
     """A mistake on one line: on standard error, or as a JSON object on standard output."""
-    # Pyro adds a table of the shapes of all sites.
-    message = message.partition("Trace Shapes:")[0]
+    # Pyro adds a table of the shapes of all sites, torch the values of a tensor.
+    message = re.split(r"Trace Shapes:|,? (?:but found invalid values: )?tensor\(", message)[0]
     if as_json:
         print(json.dumps({"error": _cut(message, MOST_LETTERS)}))
     else:

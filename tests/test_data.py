@@ -73,6 +73,12 @@ def test_dataset_dtypes(dtype, kind, stored):
         ({"train": UNIT[:0]}, ["train", "non-empty", "(0, 1, 2, 2)"]),
         ({"valid": UNIT[:0]}, ["valid", "non-empty", "None"]),
         ({"train": UNIT.to(torch.complex64)}, ["train", "complex64", "convert"]),
+        ({"train": UNIT.to(torch.float8_e4m3fn)}, ["train", "float8_e4m3fn", "convert"]),
+        ({"train": UNIT.flatten(1).to_sparse()}, ["train must be a dense tensor", "sparse_coo", ".to_dense()"]),
+        ({"test": UNIT.to("meta")}, ["test must be a dense tensor", "no numbers (meta)"]),
+        ({"name": 3}, ["name must be the name of the data, got 3"]),
+        ({"labels": [0] * 6}, ["labels must be a dict by split, or None", "{'train': labels}"]),
+        ({"beside": UNIT}, ["beside must be a dict by split, or None", "a tensor (6, 1, 2, 2)"]),
         ({"valid": UNIT.flatten(1)}, ["valid must match", "(1, 2, 2)", "(4,)"]),
         ({"test": UNIT.double()}, ["test must match", "float32", "float64"]),
         ({"train": UNIT / UNIT}, ["train", "1 values", "NaN", "row 0"]),
@@ -93,7 +99,7 @@ def test_dataset_dtypes(dtype, kind, stored):
     ],
 )
 def test_dataset_refuses(change, words):
-    message = error_of(DataSet, "mine", **{"train": UNIT} | change)
+    message = error_of(DataSet, **{"name": "mine", "train": UNIT} | change)
     assert all(word in message for word in words), message
 
 
@@ -168,6 +174,27 @@ def test_binary_data_are_not_drawn_from(how):
 def test_only_intensities_are_binarized(kind, how):
     message = error_of(data.binarized, DataSet("mine", torch.arange(6).reshape(3, 2), kind=kind), how)
     assert all(word in message for word in [f"'{kind}'", "[0, 1]", "rescale", "leave binarize out"])
+
+
+def test_binarized_takes_a_data_set_and_a_seed():
+    grey = DataSet("mine", UNIT, kind="unit")
+    assert "dataset must be a pvae.data.DataSet, got 'digits'" in error_of(data.binarized, "digits", "static")
+    for seed in (-1, 1.5, True, None, 2**32):
+        assert "seed must be" in error_of(data.binarized, grey, "static", seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("x", "observed", "words"),
+    [
+        (UNIT.numpy(), None, ["x must be a tensor", "got an array (6, 1, 2, 2) of float32", "torch.as_tensor"]),
+        (UNIT, UNIT.numpy() > 0, ["observed must be a tensor in the shape of x", "~x.isnan()"]),
+        (UNIT, UNIT[:2] > 0, ["the shape of x, (6, 1, 2, 2), got (2, 1, 2, 2)", "one entry for each"]),
+        (UNIT, UNIT, ["observed must be True and False, or 1 and 0", "observed > 0.5"]),
+    ],
+)
+def test_missing_refuses(x, observed, words):
+    message = error_of(data.missing, x, observed)
+    assert all(word in message for word in words), message
 
 
 # --- Splits

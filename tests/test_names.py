@@ -20,7 +20,7 @@ SIGNATURES = {
     pvae.impute: "model guide data num_samples num_imputations * level site batch_size device seed progress",
     pvae.save: "path model guide example_batch * recipe record",
     pvae.load: "path model guide * device",
-    pvae.data.load: "name root binarize download",
+    pvae.data.load: "name root binarize download kind",
 }
 
 

@@ -444,8 +444,8 @@ def test_wrong_command_ends_in_one_line(command):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("train --epochs 1e3", "Input should be a valid integer, unable to parse string as an integer, got '1e3'"),
-        ("train --epochs=1e3", "Input should be a valid integer, unable to parse string as an integer, got '1e3'"),
+        ("train --epochs 1e3", "Input should be a valid integer, unable to parse string as an integer; got '1e3'"),
+        ("train --epochs=1e3", "Input should be a valid integer, unable to parse string as an integer; got '1e3'"),
         ("train --model own.py:unnamed", "own.py, line 16: NameError: name 'undefined' is not defined"),
         ("train --model names.py:model", "names.py, line 1: cannot import names.py"),
         ("train --guide own.py:wrong_type", "own.py, line 32: the pair cannot run on a batch of shape (32, 5)"),

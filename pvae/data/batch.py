@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pvae.support.refusals import shown
 
-__all__ = ["Batch", "Given", "as_batch", "as_part", "require_finite"]
+__all__ = ["Batch", "Given", "Part", "as_batch", "as_part", "require_finite"]
 
 Batch = tuple[Tensor, ...]
 Part = Tensor | npt.NDArray[Any]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pvae.data.dataset import DataSet
 from pvae.data.kinds import Binarization, check_binarization
+from pvae.support.refusals import instance, whole
 
 __all__ = ["binarized"]
 
@@ -19,7 +20,10 @@ def binarized(dataset: DataSet, how: Binarization | None, seed: int = 0) -> Data
     None leaves the data as they are, and so does "threshold" on data that are binary already.
     Raises ValueError for an unknown `how`, for a draw on binary data, and for kinds without intensities.
     """
+    instance("dataset", dataset, DataSet, what="a pvae.data.DataSet", usual="pvae.data.load('digits')")
     check_binarization(how)
+    if whole("seed", seed, 0, usual=0) >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}; try 0")
     if how is None or (how == "threshold" and dataset.kind == "binary"):
         return dataset
     if dataset.kind == "binary":

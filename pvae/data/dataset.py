@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pvae.data.beside import Parts, as_beside, one_hot_labels
 from pvae.data.kinds import Binarization, Kind, as_stored, check_binarization, check_kind
+from pvae.support.refusals import instance
 
 __all__ = ["Binarization", "DataSet", "Kind"]
 
@@ -39,6 +40,10 @@ class DataSet:
     note: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        instance("name", self.name, str, what="the name of the data", usual="'mine'")
+        for part in ("labels", "beside"):
+            kinds = (Mapping, type(None))
+            instance(part, getattr(self, part), kinds, what="a dict by split, or None", usual="{'train': labels}")
         check_kind(self.kind)
         self._check_binarize()
         for split in ("train", "valid", "test"):

@@ -58,7 +58,10 @@ def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
             f"{where} must be a non-empty (N, *shape), got {tuple(values.shape)}: give it data"
             + ("" if where.endswith("train") else " or leave the split out (None)")
         )
-    if values.is_complex() or values.is_quantized:
+    if values.layout is not torch.strided or values.is_meta:
+        what = "no numbers (meta)" if values.is_meta else f"layout {values.layout}"
+        raise ValueError(f"{where} must be a dense tensor of numbers, got {what}: use .to_dense()")
+    if values.is_complex() or values.is_quantized or (values.is_floating_point() and values.dtype.itemsize < 2):
         raise ValueError(f"{where} must have a floating or integer dtype, got {values.dtype}: convert it first")
     if kind == "categorical" and values.is_floating_point():
         raise ValueError(f"{where} of kind 'categorical' must have an integer dtype, got {values.dtype}: use .long()")
