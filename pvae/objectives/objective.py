@@ -71,8 +71,8 @@ class Objective(pyro.infer.ELBO):
     ) -> Tensor:
         """The bound per datum, (B,), in nats; its gradient is the one asked for. A KL weight below 1 makes it no bound.
 
-        Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one, or for a KL weight that is
-            no number of at least 0.
+        Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one, or for a KL weight that
+            is no number of at least 0.
         """
         check_pair(model, guide)
         if not isinstance(kl_weight, Tensor) or kl_weight.dim() or kl_weight.is_complex():
