@@ -96,14 +96,13 @@ class MixtureVAE(nn.Module):
         Raises: ValueError for codes of another width, or fewer of them than components.
         """
         self._check_codes(z)
+        seed = check_seed(seed) % 2**32
         if z.dim() != 2 or len(z) < self.num_components:
             raise ValueError(f"expected codes (N, {self.latent_dim}), N >= {self.num_components}, got {tuple(z.shape)}")
         # Imported here: scikit-learn takes a second that nobody else should pay.
         from sklearn.mixture import GaussianMixture
 
-        fitted = GaussianMixture(
-            self.num_components, covariance_type="diag", n_init=5, random_state=check_seed(seed) % 2**32
-        )
+        fitted = GaussianMixture(self.num_components, covariance_type="diag", n_init=5, random_state=seed)
         fitted.fit(z.double().cpu().numpy())
         self.logits.copy_(torch.as_tensor(fitted.weights_).log())
         self.loc.copy_(torch.as_tensor(fitted.means_))

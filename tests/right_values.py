@@ -34,6 +34,8 @@ LEGITIMATE = [
     row("objectives.InfoVAE", "scale", "None", "left out: it is read off the prior"),
     row("pvae.encode", "num_samples", "None", "left out: the mean"),
     row("pvae.fit", "schedule", "None", "left out: a constant rate"),
+    row("objectives.ELBO.bound", "guide", "None", "the model's own prior proposes"),
+    row("objectives.ELBO.bound", "kl_weight", f"{_AT_LEAST_0}, number tensor, whole tensor", "a weight"),
     row("pvae.fit", "epochs", "None", "`steps` says how long"),
     row("priors.pseudo_inputs_near", "data", "tensor", "two data of three values"),
     row("truth.*", "x", "None", "left out: the data of the truth"),

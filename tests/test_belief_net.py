@@ -68,7 +68,7 @@ def test_the_guide_reads_the_layers_from_the_data_up():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SigmoidBeliefNet((3,), ()), r"layer_dims must be whole numbers of at least 1, got \(\)"),
+        (lambda: SigmoidBeliefNet((3,), ()), r"layer_dims must name at least one layer, got none"),
         (lambda: net(9, 9).log_prob(every(3)), r"summed over at most 2\^16 states, got 18 bits"),
         (lambda: net(2).log_prob(every(2)), r"expects a batch of shape \(B, 3\), got \(4, 2\)"),
         (lambda: Bernoulli(VAE((3,), 2), every(3)), "site 'z' is not binary, this guide serves binary sites"),

@@ -154,7 +154,7 @@ def test_a_skip_reaches_the_data():
     ("make", "message"),
     [
         (lambda: HierarchicalVAE((4,), ()), r"at least one layer, got none; try \(100, 50\)"),
-        (lambda: HierarchicalVAE((4,), (3, 0)), "latent_dims of z2 must be a whole number of at least 1, got 0"),
+        (lambda: HierarchicalVAE((4,), (3, 0)), "each of latent_dims must be a whole number of at least 1, got 0"),
         (lambda: HierarchicalVAE((4,), (3, 2), nets=[nn.Linear(3, 4)]), "nets must be one per layer.*got 1 for 2"),
         (lambda: HierarchicalVAE((4,))(torch.zeros(2, 5)), r"of shape \(B, 4\), got \(2, 5\)"),
     ],

@@ -212,7 +212,7 @@ def test_draws_have_the_shares_of_the_classes():
         (lambda: SemiSupervisedVAE((4,), 2)(torch.zeros(3, 5)), r"of shape \(B, 4\), got \(3, 5\)"),
         (lambda: SemiSupervised(VAE((4,), 2), torch.zeros(3, 4)), "SemiSupervisedVAE, got VAE; use MeanField"),
         (lambda: Supervised(weight=-1.0), "weight must be a finite number of at least 0, got -1.0"),
-        (lambda: Supervised("elbo"), "one of pvae.objectives, got 'elbo'"),
+        (lambda: Supervised("elbo"), "one of pvae.objectives, built, got 'elbo'"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(make, message):

@@ -166,7 +166,7 @@ def test_bad_stages_are_refused():
     first, second = VAE((5,), 3), VAE((4,), 2)
     with pytest.raises(ValueError, match=r"of shape \(3,\), got a VAE of shape \(4,\)"):
         TwoStageVAE(first, second)
-    with pytest.raises(ValueError, match="first must be a VAE, got LinearGaussian"):
+    with pytest.raises(ValueError, match="first must be a built VAE, got LinearGaussian"):
         TwoStageVAE(LinearGaussian(5, 3), second)
     with pytest.raises(ValueError, match=r"TwoStageVAE expects a batch of shape \(B, 5\), got \(2, 6\)"):
         linear_stages()(torch.zeros(2, 6))

@@ -87,7 +87,7 @@ POOL: dict[str, Any] = {
 }
 
 # Data come in by another door, which has tests of its own.
-DATA = {"*": {"batch", "data", "example_batch", "x", "like"}, "truth": set(), "priors": set()}
+DATA = {"*": {"batch", "data", "example_batch", "x", "z", "like"}, "truth": set(), "priors": set()}
 
 
 class Subject(NamedTuple):
@@ -230,9 +230,29 @@ def _subjects() -> dict[str, Subject]:
         found[f"nets.{name}"] = Subject(getattr(nets, name), good, nothing)
     good = {"net": MLP(2, (), 4), "mean": X.mean(0)}
     found["nets.init_output_bias"] = Subject(nets.init_output_bias, good, nothing)
-    found |= _objectives() | _estimators() | _diagnostics() | _training() | _functions()
+    found |= _methods() | _objectives() | _estimators() | _diagnostics() | _training() | _functions()
     found |= {f"truth.{make.__name__}": Subject(make, {}, nothing) for make in truth.TRUTHS}
     return found
+
+
+def _methods() -> dict[str, Subject]:
+    """What the objects can be asked."""
+    torch.manual_seed(0)
+    vamp, batch = priors.VampPrior(2, X), MODELS["MixtureVAE"][1]()
+    tied = MeanField(vae(prior=vamp), X, hidden=(5,))
+    clusters = models.MixtureVAE((1, 4, 4), 2, 2, decoder=MLP(2, (5,), (1, 4, 4)))
+    steps = models.StateSpace((3, 2), 2)
+    rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    pair = {"model": MODEL, "guide": GUIDE, "batch": X}
+    return {
+        "models.LinearGaussian.maximum_likelihood": Subject(
+            models.LinearGaussian.maximum_likelihood, {"x": rows, "latent_dim": 2}, nothing
+        ),
+        "models.MixtureVAE.start_at": Subject(clusters.start_at, {"z": torch.randn(len(batch), 2)}, nothing),
+        "models.StateSpace.forecast": Subject(steps.forecast, {"z": torch.zeros(2), "num_steps": 2}, nothing),
+        "objectives.ELBO.bound": Subject(objectives.ELBO().bound, pair, nothing),
+        "priors.VampPrior.tie": Subject(vamp.tie, {"guide": tied}, nothing),
+    }
 
 
 def _gaussian() -> Any:

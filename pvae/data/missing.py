@@ -1,4 +1,4 @@
-"""Missing entries: nan in an array becomes a batch that says which entries are there."""
+"""Data with missing entries, as the pair (x, observed) that models take."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from pvae.pair_run import PairRun
 from pvae.places import Layout
 from pvae.runs import run_pair
 from pvae.sites import Batch, Site, as_batch, base_of
-from pvae.support.refusals import whole
+from pvae.support.arguments import check_pair
+from pvae.support.refusals import number, whole
 
 __all__ = ["PATHWISE_FIX", "Objective", "site_without_gradient"]
 
@@ -70,8 +71,12 @@ class Objective(pyro.infer.ELBO):
     ) -> Tensor:
         """The bound per datum, (B,), in nats; its gradient is the one asked for. A KL weight below 1 makes it no bound.
 
-        Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one.
+        Raises: ValueError if a guide site has no pathwise gradient and the gradient needs one, or for a KL weight that
+            is no number of at least 0.
         """
+        check_pair(model, guide)
+        if not isinstance(kl_weight, Tensor) or kl_weight.dim() or kl_weight.is_complex():
+            kl_weight = number("kl_weight", kl_weight, least=0, usual=1.0)
         return self._evaluate(model, guide, as_batch(batch, finite=False), kl_weight)[1]
 
     def bound_and_report(

@@ -15,6 +15,8 @@ from pvae.progress import Progress
 from pvae.selfcheck import of_batches, of_bounds, of_estimators, of_gradients, of_simulations
 from pvae.selfcheck.rows import Row
 from pvae.selfcheck.setting import Setting
+from pvae.support.arguments import check_seed
+from pvae.support.refusals import flag, function, instance, whole
 from pvae.truth import Truth
 
 __all__ = ["run"]
@@ -47,9 +49,12 @@ def run(
     Raises: ValueError for a device that is not there or has no float64, and for fewer than 1000 samples, whose errors
         are not normal.
     """
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < _LEAST_SAMPLES:
-        raise ValueError(f"num_samples must be a whole number of at least {_LEAST_SAMPLES}, got {num_samples!r}")
-    chosen = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    num_samples = whole("num_samples", num_samples, _LEAST_SAMPLES, usual=20_000)
+    seed, progress = check_seed(seed), flag("progress", progress)
+    if builders is not None:
+        for builder in instance("builders", builders, (list, tuple), what="a list of functions", usual="[truth.ring]"):
+            function("each of builders", builder, usual="pvae.truth.ring")
+    chosen = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     try:
         torch.zeros((), dtype=torch.float64, device=chosen)
     except (RuntimeError, TypeError) as error:
