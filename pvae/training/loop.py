@@ -37,6 +37,7 @@ __all__ = ["Loop", "Record", "StepMode"]
 StepMode = Literal["auto", "eager", "traced", "compiled", "graph"]
 Record = dict[str, Any]
 _DATA_TO_MEASURE = 500
+_STEPS_PER_LOOK = 20
 
 
 class Loop:
@@ -133,13 +134,17 @@ class Loop:
         """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         self._streams = source.runs_user_code
-        best, best_epoch, best_state = -torch.inf, 0, None
+        best, best_epoch, best_state, looked = -torch.inf, 0, None, 0
         task = bar.task("training", self.total)
         started = time.perf_counter()
         while self.step_count < self.total:
             epoch = len(history) + 1
             train_bound = self._epoch(source, lambda: bar.advance(task))
-            self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", best_epoch, best_state)
+            # Where nothing else happens after a short epoch, the next loss tells as much.
+            is_last = self.step_count == self.total
+            if is_last or callbacks or valid is not None or self.step_count - looked >= _STEPS_PER_LOOK:
+                cause, looked = "update; try a lower lr or clip_norm=10", self.step_count
+                self.watch.require(epoch, self.step_count, cause, best_epoch, best_state)
             self.turns.end_epoch(self._mutual_information)
             valid_bound = self._validate(valid) if valid is not None else None
             if valid_bound is not None and not valid_bound < math.inf:
@@ -163,8 +168,6 @@ class Loop:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(-(train_bound if valid_bound is None else valid_bound))
             stop = [callback(history[-1]) is True for callback in callbacks]
-            if callbacks:
-                self.watch.require(epoch, self.step_count, "callbacks; mend what they write", best_epoch, best_state)
             if patience is not None and valid_bound is not None:
                 if valid_bound > best:
                     best, best_epoch = valid_bound, epoch
@@ -177,7 +180,7 @@ class Loop:
             self.parameters.load(best_state)
         elif self.average is not None:
             self.average.adopt()
-            self.watch.require(len(history), self.step_count, "moving average; leave ema out")
+        self.watch.require(len(history), self.step_count, "callbacks or the moving average; look at what they write")
         return history, best_epoch or len(history)
 
     def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
