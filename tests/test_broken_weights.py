@@ -116,7 +116,7 @@ def test_a_parameter_that_no_loss_reads_is_looked_at_too():
             with torch.no_grad():
                 pair.encoder.unused.fill_(math.inf)
 
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 3: 'encoder\$\$\$unused' is not finite after"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 6: 'encoder\$\$\$unused' is not finite after"):
         fit(pair, optimizer=lambda parameters: Stray(parameters, lr=0.01))
 
 
@@ -186,8 +186,8 @@ def test_a_callback_that_breaks_weights_is_refused():
     with pytest.raises(FloatingPointError) as caught:
         fit(pair, epochs=2, callbacks=[breaks])
     assert str(caught.value) == (
-        "epoch 2, step 6: 'decoder$$$bias' is not finite after the callbacks; mend what they write. "
-        "The weights from before are gone: load a saved run, or build the pair anew"
+        "epoch 2, step 6: 'decoder$$$bias' is not finite after the callbacks or the moving average; look at what they "
+        "write. The weights from before are gone: load a saved run, or build the pair anew"
     )
 
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from inspect import isfunction
 
 import numpy as np
 import pyro
@@ -246,6 +247,17 @@ def test_a_call_gives_the_same_numbers_in_a_context(name, context, alone):
         pytest.skip("it cannot be traced there, which check tells")
     folder, expected = alone
     assert_same(outcome(name, folder, HONOURED[context]), expected[name])
+
+
+def test_every_public_function_is_in_the_table():
+    """A new one has to be an entry, and to stand here."""
+    public = {name for name in pvae._HOMES if name.islower()}
+    # These two take what a run holds, and run inside a store that is already open.
+    of_runs = {"log_aggregate_posterior", "pairwise_log_guide"}
+    public |= {name for name, value in vars(diagnostics).items() if isfunction(value)} - of_runs
+    functions = {name: getattr(pvae, name, None) or getattr(diagnostics, name) for name in public}
+    assert {name for name, function in functions.items() if not hasattr(function, "__wrapped__")} == set()
+    assert public == {name.partition(",")[0].partition(" ")[0] for name in CALLS}
 
 
 @pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad, torch.inference_mode])

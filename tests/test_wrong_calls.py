@@ -40,7 +40,7 @@ def swept(subject: str) -> list[str]:
     return [each for each in SUBJECTS[subject].parameters() if each not in DATA.get(subject.split(".")[0], DATA["*"])]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", sorted(SUBJECTS))
 def test_a_wrong_value_is_refused_in_one_line_and_the_good_call_is_not(subject):
     SUBJECTS[subject].use(SUBJECTS[subject].call(**SUBJECTS[subject].good))
     for parameter in swept(subject):

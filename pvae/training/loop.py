@@ -40,6 +40,7 @@ __all__ = ["Loop", "Record", "StepMode"]
 StepMode = Literal["auto", "eager", "traced", "compiled", "graph"]
 Record = dict[str, Any]
 _DATA_TO_MEASURE = 500
+_STEPS_PER_LOOK = 20
 
 
 class Loop:
@@ -137,13 +138,18 @@ class Loop:
         history: list[Record] = []
         self._streams = source.runs_user_code
         self._require_support = watch
+        looked = 0
         task = bar.task("training", self.length.total)
         started = time.perf_counter()
         while not self.length.is_reached(len(history), self.step_count):
             epoch = len(history) + 1
             train_bound = self._epoch(source, lambda: bar.advance(task))
             best = (0, None) if valid is None else (valid.best_epoch, valid.best)
-            self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", *best)
+            # Where nothing else happens after a short epoch, the next loss tells as much.
+            is_last = self.length.is_reached(epoch, self.step_count)
+            if is_last or callbacks or valid is not None or self.step_count - looked >= _STEPS_PER_LOOK:
+                self.watch.require(epoch, self.step_count, "update; try a lower lr or clip_norm=10", *best)
+                looked = self.step_count
             self.turns.end_epoch(self._mutual_information)
             valid_bound = None if valid is None else valid.bound(epoch, train_bound, self._averaged())
             seconds = time.perf_counter() - started
@@ -163,19 +169,18 @@ class Loop:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(-(train_bound if valid_bound is None else valid_bound))
             stop = [callback(history[-1]) is True for callback in callbacks]
-            if callbacks:
-                self.watch.require(epoch, self.step_count, "callbacks; mend what they write", *best)
             if valid is not None and valid_bound is not None:
                 stop.append(valid.ends(epoch, valid_bound, self._averaged()))
             if any(stop):
                 break
+        best_epoch = len(history)
         if valid is not None and valid.best is not None:
             self.parameters.load(valid.best)
-            return history, valid.best_epoch
-        if self.average is not None:
+            best_epoch = valid.best_epoch
+        elif self.average is not None:
             self.average.adopt()
-            self.watch.require(len(history), self.step_count, "moving average; leave ema out")
-        return history, len(history)
+        self.watch.require(len(history), self.step_count, "callbacks or the moving average; look at what they write")
+        return history, best_epoch
 
     def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
         first = self.step_count
