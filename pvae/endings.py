@@ -92,7 +92,7 @@ def _told(error: Exception, words: list[str]) -> tuple[str, int]:
     if "smaller" not in reason and any(_is_memory(each) for each in _chain(error)):
         return f"the memory does not suffice; make {_LARGE} smaller", _MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
-        reason = f"{error.filename}: {error.strerror}; check the path and its rights"
+        reason = f"{error.filename}: {error.strerror or error}; check the path and its rights"
     elif not isinstance(error, (ValueError, FloatingPointError, OSError)):
         reason = f"{type(error).__name__}: {reason}"
         if place is None:

@@ -171,6 +171,8 @@ REFUSED = {
         ["400,410,420,430: names of columns, or a datum"],
     ),
     "header_of_quotes.csv": (text(COUNTS, header='"7","9","4"\n'), ['row "7","9","4": names of columns, or a datum?']),
+    "typo_in_first.csv": ("1.5,2.O\n7,2\n3,1\n", ["row 1.5,2.O: names of columns, or a datum?"]),
+    "gap_word_in_first.csv": ("<NA>,2\n3,1\n4,9\n", ["'<NA>'", "row 0"]),
     "index_without_header.csv": (
         "0,7\n1,5\n2,9\n",
         ["counts the rows from 0: an index, or data?", "Delete"],

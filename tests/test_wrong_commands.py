@@ -484,6 +484,17 @@ def test_error_is_json_where_the_output_would_be():
     )
 
 
+def test_fault_of_pvaes_own_is_one_line_and_another_exit_code(monkeypatch):
+    monkeypatch.setattr("pvae.commands.catalogue", lambda: {}["of a bug"])
+    result = CliRunner().invoke(app, ["list"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: KeyError: 'of a bug'; this is a fault of pvae's own: PVAE_TRACEBACK=1 shows where, please report it\n"
+    )
+    monkeypatch.setenv("PVAE_TRACEBACK", "1")
+    assert isinstance(CliRunner().invoke(app, ["list"]).exception, KeyError)
+
+
 def test_names_with_markup_are_shown_as_they_are():
     shutil.copytree("run", "run[", dirs_exist_ok=True)
     result = CliRunner().invoke(app, ["logp", "run[", "--samples", "3", "--subset", "2"])
@@ -523,16 +534,20 @@ def test_interrupt_ends_a_command_as_a_shell_expects():
         assert (running.stdout.read(), running.stderr.read(), running.wait()) == (b"", b"error: interrupted\n", 130)
 
 
-def test_mistyped_word_needs_no_torch_to_be_refused():
+@pytest.mark.parametrize("as_json", [False, True])
+def test_mistyped_word_needs_no_torch_to_be_refused(as_json):
     code = "import sys\nfrom pvae.cli import app\ntry:\n    app()\nfinally:\n    print('torch' in sys.modules)"
     result = subprocess.run(
-        [sys.executable, "-c", code, "train", "--epochs", "x" * 500],
+        [sys.executable, "-c", code, "train", "--epochs", "x" * 500, *(["--json"] if as_json else [])],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert (result.returncode, result.stdout) == (2, "False\n")
-    assert len(result.stderr) <= 301
+    *found, has_torch = result.stdout.splitlines()
+    line = json.loads(found[0])["error"] if as_json else result.stderr.removeprefix("error: ").removesuffix("\n")
+    assert (result.returncode, has_torch, bool(result.stderr)) == (2, "False", not as_json)
+    assert line.startswith("Invalid value for '--epochs': Input should be a valid integer")
+    assert len(line) <= 300
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -8,7 +8,7 @@ from pvae.support.refusals import one_line
 
 __all__ = ["fields", "header_of"]
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "-", ".", "?"}
+_MISSING = {"", "na", "n/a", "n.a.", "<na>", "#n/a", "nan", "null", "none", "missing", "-", "--", ".", "?"}
 
 
 def header_of(
@@ -21,13 +21,16 @@ def header_of(
     writes above an index.
     Raises ValueError for a header that names fewer or more columns than there are, and for a first row of numbers that
     looks like names: 0, 1, 2, ... or 1, 2, 3, ..., any evenly spaced whole numbers, or numbers in quotes above others
-    without.
+    without; and for words beside numbers with a decimal point.
     """
     if not lines:
         return None, []
     first = fields(lines[0], separator)
     below = fields(lines[1], separator) if len(lines) > 1 else first
-    if any(_is_word(field) for field in first):
+    words = [field for field in first if _is_word(field)]
+    if words and any(re.fullmatch(r"[+-]?\d*", field) is None for field in first if field not in words):
+        raise _either(lines[0], where)
+    if words:
         if len(first) != len(below):
             raise ValueError(
                 f"{where} must have a name for each of {len(below)} columns, got a first line of {len(first)}: either "
@@ -42,11 +45,15 @@ def header_of(
         return above, lines
     only_quoted = '"' in lines[0] and len(lines) > 1 and not any('"' in line for line in lines[1:])
     if only_quoted or _looks_like_names(first, below):
-        raise ValueError(
-            f"{where} begins with the row {one_line(lines[0].strip(), 40)}: names of columns, or a datum? Delete it if "
-            "it is names, or put a header row of words above it if it is a datum"
-        )
+        raise _either(lines[0], where)
     return None, lines
+
+
+def _either(line: str, where: str) -> ValueError:
+    return ValueError(
+        f"{where} begins with the row {one_line(line, 40)}: names of columns, or a datum? Delete it if it is names, or "
+        "put a header row of words above it if it is a datum"
+    )
 
 
 def fields(line: str, separator: str | None) -> list[str]:
