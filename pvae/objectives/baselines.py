@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import called_modules, running
 from pvae.nets import MLP
 from pvae.objectives.means import Advantages
 from pvae.sites import Batch, as_batch
-from pvae.support.refusals import built, flag, number, shown, widths
+from pvae.support.outputs import require_one_per_datum
+from pvae.support.refusals import flag, number, widths
 
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
 
@@ -103,7 +103,7 @@ class Neural(Baseline):
         if net is None:
             self.net: Callable[..., Tensor] = MLP(sum(part[0].numel() for part in batch), hidden, 1)
         else:
-            self.net = _checked(net, batch)
+            self.net = require_one_per_datum("net", net, batch, ("B", "1"))
         self.default, self.normalize, self.decay = net is None, flag("normalize", normalize), self.centre.decay
         self.register_buffer("variance", torch.ones(()))
 
@@ -122,12 +122,3 @@ class Neural(Baseline):
             weight = next(self.net.parameters())  # type: ignore[attr-defined]
             batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
         return self.net(*batch).squeeze(-1)
-
-
-def _checked(net: Callable[..., Tensor], batch: Batch) -> Callable[..., Tensor]:
-    built("net", net, usual="pvae.nets.MLP(in_shape, (100,), 1)")
-    with torch.no_grad(), called_modules(), running("net", batch):
-        found = net(*batch)
-    if not isinstance(found, Tensor) or tuple(found.shape) != (len(batch[0]), 1):
-        raise ValueError(f"net must give one number per datum, (B, 1), got {shown(found)}; end it in one")
-    return net
