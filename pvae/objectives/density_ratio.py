@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from pvae.nets import MLP
 from pvae.sites import Batch, latent_sites
-from pvae.support.outputs import require_one_per_datum
+from pvae.support.outputs import output_of, require_shape
 from pvae.support.refusals import widths
 
 __all__ = ["Discriminator", "example_latents", "logistic", "negative_divergence"]
@@ -37,7 +37,9 @@ class Discriminator(nn.Module):
             # Smooth: at a kink the gradient hangs on rounding, and a graph rounds otherwise than the pair itself.
             self.net: Any = MLP(sum(part[0].numel() for part in example), hidden, 1, nn.ELU).to(like)
             return
-        self.net = require_one_per_datum("discriminator", net, example, ("B",), ("B", "1"))
+        logits = output_of("discriminator", net, example, usual="pvae.nets.MLP(in_shape, (200,), 1)")
+        require_shape("discriminator", logits, (len(example[0]),), (len(example[0]), 1))
+        self.net = net
 
     def forward(self, *values: Tensor) -> Tensor:
         """T, (B,)."""

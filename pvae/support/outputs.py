@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from pvae.contexts import called_modules, running
 from pvae.support.refusals import built, shown
 
-__all__ = ["output_of", "require_one_per_datum"]
+__all__ = ["output_of", "require_shape"]
 
 
 def output_of(name: str, net: Any, batch: tuple[Tensor, ...], *, usual: str) -> Tensor:
@@ -27,12 +26,9 @@ def output_of(name: str, net: Any, batch: tuple[Tensor, ...], *, usual: str) -> 
     return output
 
 
-def require_one_per_datum(
-    name: str, net: Callable[..., Tensor], batch: tuple[Tensor, ...], *shapes: tuple[str, ...]
-) -> Callable[..., Tensor]:
-    """The net. Raises ValueError unless it gives one number per datum, in one of these shapes."""
-    found = tuple(output_of(name, net, batch, usual="pvae.nets.MLP(in_shape, (200,), 1)").shape)
-    if found not in [tuple(len(batch[0]) if each == "B" else 1 for each in shape) for shape in shapes]:
-        words = " or ".join(f"({', '.join(shape)}{',' * (len(shape) == 1)})" for shape in shapes)
-        raise ValueError(f"{name} must give one number per datum, {words}, got {found}; end it in one")
-    return net
+def require_shape(name: str, output: Any, *shapes: tuple[int, ...]) -> Tensor:
+    """What a net gave. Raises ValueError unless it is a tensor in one of these shapes."""
+    if not isinstance(output, Tensor) or tuple(output.shape) not in shapes:
+        words = " or ".join(map(str, shapes))
+        raise ValueError(f"{name} must give a tensor {words}, got {shown(output)}; end it in as many numbers per datum")
+    return output
