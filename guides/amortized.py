@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.contexts import called_modules, running
 from pvae.nets import MLP, glorot
 from pvae.sites import Batch, LatentSite, as_batch, latent_sites
-from pvae.support.refusals import built, shown, widths
+from pvae.support.outputs import output_of
+from pvae.support.refusals import shown, widths
 
 __all__ = ["Encoder", "constrained", "read", "width_given"]
 
@@ -77,11 +77,8 @@ def width_given(name: str, net: Callable[..., Tensor], batch: Batch, lead: tuple
 
     Raises: ValueError for what is no net, or gives another shape.
     """
-    built(name, net, usual="pvae.nets.MLP(in_shape, (200,), 200)")
-    # In evaluation mode, so that a look at the width changes no batch statistics.
-    with torch.no_grad(), called_modules(), running(name, batch):
-        features = net(*batch)
-    if not isinstance(features, Tensor) or features.shape[:-1] != batch[0].shape[: len(lead)]:
+    features = output_of(name, net, batch, usual="pvae.nets.MLP(in_shape, (200,), 200)")
+    if features.shape[:-1] != batch[0].shape[: len(lead)]:
         raise ValueError(
             f"{name} must give features ({', '.join((*lead, 'F'))}) of a batch of shape {tuple(batch[0].shape)}, got "
             f"{shown(features)}; end it in one vector for each"

@@ -13,7 +13,7 @@ from torch import BoolTensor, Tensor, nn
 from torch.distributions import constraints
 
 from pvae.contexts import evaluation
-from pvae.guides.amortized import Encoder, read, width_given
+from pvae.guides.amortized import Encoder, read
 from pvae.guides.hierarchical import Conditional
 from pvae.guides.laws import Sampler, categories, gaussian
 from pvae.guides.placing import in_plates
@@ -21,7 +21,8 @@ from pvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pvae.nets import class_numbers, one_hot
 from pvae.sites import LatentSite, as_batch
 from pvae.support.arguments import check_min_scale
-from pvae.support.refusals import shown, widths
+from pvae.support.outputs import require_shape
+from pvae.support.refusals import built, shown, widths
 
 __all__ = ["SemiSupervised"]
 
@@ -68,12 +69,9 @@ class SemiSupervised(nn.Module):
         self.conditional = Conditional(self.num_classes, hidden, sum(law.num_outputs for law in self.laws))
         self.encoder = Encoder(x, self.conditional.num_features, hidden, encoder)
         self.conditional.to(self.encoder.head.weight.dtype)
+        if classifier is not None:
+            built("classifier", classifier, usual="pvae.nets.MLP(in_shape, (200,), num_classes)")
         self.classifier = Encoder(x, self.num_classes, hidden, None) if classifier is None else classifier
-        if (found := width_given("classifier", self.classifier, (x,))) != self.num_classes:
-            raise ValueError(
-                f"classifier must give logits (B, {self.num_classes}), one per class, got {found} of them; end it in "
-                "as many"
-            )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sample the missing labels and every continuous site, for each datum of x (B, ...) with labels y."""
@@ -83,7 +81,7 @@ class SemiSupervised(nn.Module):
         with in_plates([law.site for law in self.laws], len(x)) as inside:
             missing = cast(BoolTensor, y < 0)
             with poutine.mask(mask=missing), poutine.infer_config(config_fn=_summed):
-                guessed = sample(self.label, self.classifier(x))
+                guessed = sample(self.label, self._logits(x))
             given = torch.where(y[:, None] >= 0, one_hot(y, self.num_classes).to(guessed), guessed)
             numbers = self.conditional(self.encoder(x), [given])
             for law, part in zip(self.laws, numbers.split([law.num_outputs for law in self.laws], -1), strict=True):
@@ -93,7 +91,10 @@ class SemiSupervised(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x) of data x (B, ...), (B, num_classes)."""
         with torch.no_grad(), evaluation(self.modules()):
-            return self.classifier(x).softmax(-1)
+            return self._logits(x).softmax(-1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return require_shape("classifier", self.classifier(x), (len(x), self.num_classes))
 
 
 def _summed(_: Any) -> InferDict:

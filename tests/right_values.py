@@ -58,7 +58,7 @@ LEGITIMATE = [
     row("guides.*", "lr least", _POSITIVE, "a positive number"),
     row("pvae.fit", "lr clip_norm", _POSITIVE, "a positive number; Adam's steps are finite at any rate"),
     row("pvae.log_marginal", "target_se", _POSITIVE, "a positive number of nats"),
-    row("diagnostics.inference_gap", "lr", "half", "a positive number"),
+    row("diagnostics.inference_gap", "lr", _POSITIVE, "a positive number"),
     row("*", "mutual_information total_correlation dimension_wise weight", _AT_LEAST_0, "a weight"),
     row("objectives.ELBO", "beta free_bits", _AT_LEAST_0, "a weight, or nats"),
     row("objectives.InfoVAE", "divergence", _AT_LEAST_0, "a weight, at least 1 - information"),

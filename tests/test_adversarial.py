@@ -416,7 +416,9 @@ def test_mistakes_are_told_in_one_line():
         "leave early_stopping out": lambda: pvae.fit(
             model, guide, data, objective=AdversarialVB(model, x), epochs=2, early_stopping=1, progress=False
         ),
-        "one number per datum": lambda: GenerativeAdversarial(x, discriminator=nn.Linear(2, 2)),
+        r"a tensor \(6,\) or \(6, 1\), got a tensor \(6, 2\)": lambda: GenerativeAdversarial(
+            x, discriminator=nn.Linear(2, 2)
+        ),
         "divergence must be a finite number above 0": lambda: AdversarialAutoencoder(model, x, 0.0),
         "noise_dim must be": lambda: Implicit(model, x, noise_dim=0),
         "latent_dim must be": lambda: Generator((1,), 0),

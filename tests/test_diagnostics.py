@@ -257,10 +257,17 @@ def test_a_guide_of_ones_own_is_freed_by_a_function():
     assert len(pyro.get_param_store()) == 0
 
 
-@pytest.mark.parametrize("estimators", [[], [ImportanceSampling(3), object()]])
-def test_only_lower_bounds_can_be_compared(truth, estimators):
+@pytest.mark.parametrize(
+    ("estimators", "message"),
+    [
+        ([], "several lower bounds"),
+        ([ImportanceSampling(3), ImportanceSampling(3, smooth=True)], r"several lower bounds, got \['lower', 'none'\]"),
+        ([ImportanceSampling(3), object()], "estimator must be one of pvae.estimators, built, got <object"),
+    ],
+)
+def test_only_lower_bounds_can_be_compared(truth, estimators, message):
     model, x = truth
-    with pytest.raises(ValueError, match="several lower bounds"):
+    with pytest.raises(ValueError, match=message):
         diagnostics.inference_gap(model, Exact(model), x[:5], estimator=estimators)
 
 

@@ -114,7 +114,7 @@ def test_the_table_fits_100_columns_and_says_all(rows, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--samples", 10], "error: num_samples must be a whole number of at least 1000, got 10\n"),
+        (["--samples", 10], "error: num_samples must be a whole number of at least 1000, got 10; try 20000\n"),
         (["--device", "tpu"], "device 'tpu' cannot be used here"),
     ],
 )

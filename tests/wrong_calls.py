@@ -349,9 +349,9 @@ def _diagnostics() -> dict[str, Subject]:
             **pair,
             "data": X[:2],
             "num_samples": 2,
-            "local_steps": 2,
-            "local_samples": 2,
-            "estimator": estimators.ImportanceSampling(5),
+            "local_steps": 1,
+            "local_samples": 1,
+            "estimator": estimators.ImportanceSampling(2),
         },
         "khat_map": {"result": result},
     }

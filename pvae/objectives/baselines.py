@@ -11,11 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import called_modules, running
+from pvae.contexts import running
 from pvae.nets import MLP
 from pvae.objectives.means import Advantages
 from pvae.sites import Batch, as_batch
-from pvae.support.refusals import built, flag, number, shown, widths
+from pvae.support.outputs import require_shape
+from pvae.support.refusals import built, flag, number, widths
 
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]
 
@@ -103,7 +104,7 @@ class Neural(Baseline):
         if net is None:
             self.net: Callable[..., Tensor] = MLP(sum(part[0].numel() for part in batch), hidden, 1)
         else:
-            self.net = _checked(net, batch)
+            self.net = built("net", net, usual="pvae.nets.MLP(in_shape, (100,), 1)")
         self.default, self.normalize, self.decay = net is None, flag("normalize", normalize), self.centre.decay
         self.register_buffer("variance", torch.ones(()))
 
@@ -121,13 +122,6 @@ class Neural(Baseline):
         if self.default:
             weight = next(self.net.parameters())  # type: ignore[attr-defined]
             batch = (torch.cat([part.reshape(len(part), -1).to(weight) for part in batch], -1),)
-        return self.net(*batch).squeeze(-1)
-
-
-def _checked(net: Callable[..., Tensor], batch: Batch) -> Callable[..., Tensor]:
-    built("net", net, usual="pvae.nets.MLP(in_shape, (100,), 1)")
-    with torch.no_grad(), called_modules(), running("net", batch):
-        found = net(*batch)
-    if not isinstance(found, Tensor) or tuple(found.shape) != (len(batch[0]), 1):
-        raise ValueError(f"net must give one number per datum, (B, 1), got {shown(found)}; end it in one")
-    return net
+        with running("net", batch):
+            found = self.net(*batch)
+        return require_shape("net", found, (len(batch[0]), 1)).squeeze(-1)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from pvae.contexts import called_modules, running
 from pvae.nets import MLP
 from pvae.sites import Batch, latent_sites
-from pvae.support.refusals import built, shown, widths
+from pvae.support.outputs import output_of, require_shape
+from pvae.support.refusals import widths
 
 __all__ = ["Discriminator", "example_latents", "logistic", "negative_divergence"]
 
@@ -37,12 +37,9 @@ class Discriminator(nn.Module):
             # Smooth: at a kink the gradient hangs on rounding, and a graph rounds otherwise than the pair itself.
             self.net: Any = MLP(sum(part[0].numel() for part in example), hidden, 1, nn.ELU).to(like)
             return
-        self.net = built("discriminator", net, usual="pvae.nets.MLP(in_shape, (200,), 1)")
-        with torch.no_grad(), called_modules(), running("discriminator", example):
-            logits = net(*example)
-        if not isinstance(logits, Tensor) or tuple(logits.shape) not in ((len(example[0]),), (len(example[0]), 1)):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
-            raise ValueError(f"a discriminator gives one number per datum, (B,) or (B, 1), got {got}; end it in one")
+        logits = output_of("discriminator", net, example, usual="pvae.nets.MLP(in_shape, (200,), 1)")
+        require_shape("discriminator", logits, (len(example[0]),), (len(example[0]), 1))
+        self.net = net
 
     def forward(self, *values: Tensor) -> Tensor:
         """T, (B,)."""
