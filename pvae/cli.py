@@ -78,7 +78,7 @@ def train(
     if not recipes.is_own(model):
         commands.start_at_mean(pair[0], dataset)
         commands.start_near_data(pair[0], dataset, seed)
-    folder = commands.run_folder(out, data, model, guide)
+    folder = options.run_folder(out, data, model, guide)
     understood = commands.understood(read, pair[0])
     if not as_json:
         say(understood)

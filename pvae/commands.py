@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ __all__ = [
     "load_run",
     "objective_for",
     "record_result",
-    "run_folder",
     "start_at_mean",
     "start_near_data",
     "summary",
@@ -141,27 +139,6 @@ def start_near_data(model: Any, dataset: DataSet, seed: int) -> None:
         prior.exemplars.copy_(dataset.train[order[: len(prior.exemplars)]])
     if isinstance(prior, VampPrior):
         prior.free.copy_(pseudo_inputs_near(dataset.train, len(prior.free), bounds=prior.bounds, seed=seed))
-
-
-def run_folder(out: Path | None, data: str, model: str, guide: str) -> Path:
-    """Where a run is written: `out`, or the first of runs/DATA-MODEL-GUIDE, -2 and so on that does not exist.
-
-    Raises: ValueError for a folder that cannot be written to.
-    """
-    if out is not None:
-        if out.is_dir() and not os.access(out, os.W_OK):
-            raise ValueError(f"{out} cannot be written to; choose another folder")
-        return out
-    name = f"{Path(data).stem}-{_word(model)}-{_word(guide)}"
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
-
-
-def _word(name: str) -> str:
-    return name.rsplit(":", 1)[-1].replace(".", "_")
 
 
 def understood(dataset: DataSet, model: Any) -> str:

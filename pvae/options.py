@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -10,7 +12,7 @@ import pvae
 from pvae.support.refusals import number, shown, whole
 from pvae.training.turns import Aggressive, Alternating, Turns
 
-__all__ = ["check_seed", "device_of", "turns_of", "warmup_of", "widths_of"]
+__all__ = ["check_seed", "device_of", "run_folder", "turns_of", "warmup_of", "widths_of"]
 
 
 def check_seed(seed: int) -> None:
@@ -52,3 +54,24 @@ def device_of(name: str | None) -> str:
     if name is not None:
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_folder(out: Path | None, data: str, model: str, guide: str) -> Path:
+    """Where a run is written: `out`, or the first of runs/DATA-MODEL-GUIDE, -2 and so on that does not exist.
+
+    Raises: ValueError for a folder that cannot be written to.
+    """
+    if out is not None:
+        if out.is_dir() and not os.access(out, os.W_OK):
+            raise ValueError(f"{out} cannot be written to; choose another folder")
+        return out
+    name = f"{Path(data).stem}-{_word(model)}-{_word(guide)}"
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _word(name: str) -> str:
+    return name.rsplit(":", 1)[-1].replace(".", "_")
