@@ -186,15 +186,21 @@ def test_binarized_takes_a_data_set_and_a_seed():
 @pytest.mark.parametrize(
     ("x", "observed", "words"),
     [
-        (UNIT.numpy(), None, ["x must be a tensor", "got an array (6, 1, 2, 2) of float32", "torch.as_tensor"]),
-        (UNIT, UNIT.numpy() > 0, ["observed must be a tensor in the shape of x", "~x.isnan()"]),
+        ([[1.0]], None, ["data must be a tensor", "got [[1.0]]", "torch.as_tensor"]),
+        (UNIT, [[True]], ["data must be a tensor", "got [[True]]", "torch.as_tensor"]),
         (UNIT, UNIT[:2] > 0, ["the shape of x, (6, 1, 2, 2), got (2, 1, 2, 2)", "one entry for each"]),
-        (UNIT, UNIT, ["observed must be True and False, or 1 and 0", "observed > 0.5"]),
+        (UNIT, UNIT, ["observed must hold True and False, or 1 and 0", "~x.isnan()"]),
     ],
 )
 def test_missing_refuses(x, observed, words):
     message = error_of(data.missing, x, observed)
     assert all(word in message for word in words), message
+
+
+def test_missing_takes_arrays_of_numpy():
+    x = torch.where(UNIT > 0.5, torch.nan, UNIT)
+    for found, expected in zip(data.missing(x.numpy(), (UNIT > 0.1).numpy()), data.missing(x, UNIT > 0.1), strict=True):
+        assert torch.equal(found, expected)
 
 
 # --- Splits
