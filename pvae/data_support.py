@@ -25,11 +25,12 @@ from pvae.data.batches import Batches
 from pvae.findings import Finding
 from pvae.guards import outside
 from pvae.layout import SecondLook
+from pvae.pair_run import PairRun
 from pvae.runs import trace_pair
 from pvae.sites import Site, base_of, data_plate, random_sites
 from pvae.supports import bounds_of, ends, entry, same, support_of
 
-__all__ = ["SupportWatch", "outside_support", "require_support"]
+__all__ = ["SupportWatch", "outside_support", "require_scored", "require_support"]
 
 
 def require_support(model: Any, source: Batches, guide: Any = None) -> SupportWatch:
@@ -69,6 +70,16 @@ class SupportWatch:
             findings = outside_support(trace, self.model, self.guide, batch, start)
         if findings:
             raise ValueError(" | ".join(str(finding) for finding in findings))
+
+
+def require_scored(run: PairRun, model: Any, guide: Any) -> None:
+    """Raise ValueError if a run observed data that are none that the model's likelihood can score.
+
+    Where a guard noticed them, the support depends on latents, and such data weigh zero.
+    """
+    sites = [site for site in run.model.values() if site["is_observed"] and "outside" not in site]
+    if any(_unscored(site) is not None for site in sites):
+        SupportWatch(model, guide, run.batch)(run.batch)
 
 
 def outside_support(trace: poutine.Trace, model: Any, guide: Any, batch: Batch, start: int = 0) -> list[Finding]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvae.contexts import in_one_line
 from pvae.data.batch import require_finite
-from pvae.data_support import SupportWatch
+from pvae.data_support import SupportWatch, require_scored
 from pvae.entry import entry
 from pvae.layout import read_layout
 from pvae.pair_run import LogWeights
@@ -19,6 +19,7 @@ from pvae.sites import as_batch
 from pvae.store import private_store
 from pvae.support.arguments import check_pair
 from pvae.support.refusals import whole
+from pvae.verdicts import known
 
 __all__ = ["LogWeights", "log_weights"]
 
@@ -40,9 +41,12 @@ def log_weights(
     arguments = as_batch(batch, finite=False)
     try:
         with private_store(model, guide), in_one_line(arguments):
-            SupportWatch(model, guide, arguments)(arguments)
+            if known(model, guide, arguments, num_samples > 1) is None:
+                SupportWatch(model, guide, arguments)(arguments)
             layout = read_layout(model, guide, arguments, num_samples)
-            weights = run_pair(model, guide, arguments, num_samples, layout).log_weights()
+            run = run_pair(model, guide, arguments, num_samples, layout)
+            require_scored(run, model, guide)
+            weights = run.log_weights()
         is_sound = not weights.values.isnan().any()
     except ValueError:
         require_finite(arguments)
