@@ -225,22 +225,21 @@ def alone(tmp_path_factory):
     return folder, {name: outcome(name, folder) for name in CALLS}
 
 
-# Seconds each, in contexts that differ little from another one.
-SLOW = {"fit traced", "log_marginal, annealed", "check", "inference_gap", "gradient_variance"}
-SIBLINGS = {
-    *("half autocast", "gradients off", "default device", "function mode", "block", "seed", "validation on"),
-    *("warnings as errors", "numpy errors", "saved tensors elsewhere"),
-}
+# These go through every context, and every call through those that broke most; the rest of the table is slow.
+MAIN = {"fit eagerly", "log_marginal", "log_weights", "sample", "encode"}
+
+
+def cells(contexts, telling):
+    return [
+        pytest.param(name, context, marks=() if name in MAIN or context in telling else pytest.mark.slow)
+        for name in CALLS
+        for context in contexts
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.parametrize(
-    ("name", "context"),
-    [
-        pytest.param(name, context, marks=pytest.mark.slow if name in SLOW and context in SIBLINGS else ())
-        for name in CALLS
-        for context in HONOURED
-    ],
+    ("name", "context"), cells(HONOURED, {"autocast", "inference_mode", "no_grad", "default dtype"})
 )
 def test_a_call_gives_the_same_numbers_in_a_context(name, context, alone):
     if (name, context) == ("check", "anomaly detection"):
@@ -423,8 +422,7 @@ REFUSED = {
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.* is deprecated")
-@pytest.mark.parametrize("context", REFUSED)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(("name", "context"), cells(REFUSED, {"vmap", "scale"}))
 def test_a_call_is_refused_where_it_cannot_be_right(name, context, alone):
     folder, _ = alone
     around, words = REFUSED[context]

@@ -116,7 +116,7 @@ FUNCTIONS = {
         r"\Akl_schedule fails at step 0: .*division by zero\Z",
     ),
     "kl_schedule takes nothing": ({"kl_schedule": lambda: 1.0}, r"kl_schedule fails at step 0: .*positional argument"),
-    "optimizer gives nothing": ({"optimizer": lambda leaves: None}, "optimizer must make a torch optimizer.*NoneType"),
+    "optimizer gives nothing": ({"optimizer": lambda leaves: None}, "optimizer must make a torch optimizer.*got None"),
     "optimizer fails": (
         {"optimizer": nn.Linear},
         "optimizer or schedule fails when it is called: .*positional argument",
