@@ -136,6 +136,7 @@ def compilations():
     return counters["stats"]["unique_graphs"], counters["aot_autograd"]["total"]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_epoch():
     """KL weight and learning rate change at every step, the last batch is ragged, and the guide takes extra steps."""
     model, guide, x = pair("VAE", "MeanField")

@@ -73,7 +73,7 @@ OPTIONS["all at once"] = {**OPTIONS["nearly all at once"], "inference_steps": 2}
 CASES = [
     *(("closures", option, "traced") for option in OPTIONS),
     *(("convolutional", option, "traced") for option in ("sampled ELBO", "analytic ELBO", "nearly all at once")),
-    ("convolutional", "one shape", "compiled"),
+    pytest.param("convolutional", "one shape", "compiled", marks=pytest.mark.slow),
     pytest.param("closures", "all at once", "compiled", marks=pytest.mark.slow),
     pytest.param("convolutional", "nearly all at once", "compiled", marks=pytest.mark.slow),
 ]

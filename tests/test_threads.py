@@ -106,7 +106,10 @@ def at_once(jobs):
         return [future.result() for future in [pool.submit(started, each) for each in jobs]]
 
 
-@pytest.mark.parametrize(("num_threads", "rounds"), [(2, 24), (4, 16), (8, 10)])
+@pytest.mark.parametrize(
+    ("num_threads", "rounds"),
+    [(2, 6), (4, 4), (8, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 24), (4, 16), (8, 10)))],
+)
 def test_every_thread_gets_what_it_gets_alone(num_threads, rounds, alone):
     pyro.param("elsewhere", torch.full((3,), 7.0))
     before = world()

@@ -40,7 +40,13 @@ def swept(subject: str) -> list[str]:
     return [each for each in SUBJECTS[subject].parameters() if each not in DATA.get(subject.split(".")[0], DATA["*"])]
 
 
-@pytest.mark.parametrize("subject", sorted(SUBJECTS))
+# What these compute for a good call takes seconds in all.
+LONG = {"diagnostics.inference_gap", "diagnostics.gradient_variance"}
+
+
+@pytest.mark.parametrize(
+    "subject", [pytest.param(each, marks=pytest.mark.slow if each in LONG else ()) for each in sorted(SUBJECTS)]
+)
 def test_a_wrong_value_is_refused_in_one_line_and_the_good_call_is_not(subject):
     SUBJECTS[subject].use(SUBJECTS[subject].call(**SUBJECTS[subject].good))
     for parameter in swept(subject):

@@ -511,7 +511,8 @@ def test_names_with_markup_are_shown_as_they_are():
 
 def process(*words, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    code = "from pvae.cli import app; app()"
+    # A run in the background ignores interrupts, and so would the processes that it starts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pvae.cli import app; app()"
     return subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stderr=subprocess.PIPE, **options)
 
 
