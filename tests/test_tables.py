@@ -29,7 +29,8 @@ from tests.tables import (
 FITTING = cells()
 # Other likelihoods and priors of one VAE change little in how a pair runs.
 WITHOUT_VARIANTS = [
-    pytest.param(*cell, marks=pytest.mark.slow) if cell[0].startswith("VAE, ") else cell for cell in FITTING
+    pytest.param(*cell.values, marks=pytest.mark.slow) if cell.values[0].startswith("VAE, ") else cell
+    for cell in FITTING
 ]
 
 
