@@ -128,7 +128,10 @@ def nothing_is_trained():
         store._bare_of.pop(id(owner), None)
 
 
-@pytest.mark.parametrize("way", WAYS)
+QUICK = {"config_enumerate", "partial", "lambda of a handler", "two handlers", "bound method", "module in a lambda"}
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way in QUICK else pytest.mark.slow) for way in WAYS])
 def test_what_was_trained_is_evaluated_through_another_wrapper(way):
     loc = train(WAYS[way](), step_mode="eager", steps=25).parameters["loc"]
     assert log_p(loc) > log_p(START) + 1
