@@ -13,31 +13,10 @@ import pvae
 from pvae.data import DataSet
 from pvae.training.checkpoint import _digest
 from pvae.training.soundness import Watch
+from tests.own_pairs import BatchNormPair
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 DATA = DataSet("reals", X[:8], X[8:], kind="real")
-
-
-class Pair(nn.Module):
-    """A linear pair with batch statistics, so that it has parameters and buffers."""
-
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.decoder = nn.Linear(2, 3)
-            self.encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-
-    def model(self, x):
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
 def fit(pair, data=X, **options):
@@ -75,7 +54,7 @@ class Exploding(torch.optim.SGD):
 @pytest.mark.parametrize("step_mode", ["eager", "traced"])
 @pytest.mark.parametrize("at", [1, 4, 6])
 def test_a_rate_that_is_no_number_moves_nothing(rate, step_mode, at):
-    pair, stopped = Pair(), Pair()
+    pair, stopped = BatchNormPair(), BatchNormPair()
 
     def schedule(optimizer):
         # The scheduler gives its first rate when it is built, and the next after each step.
@@ -95,7 +74,7 @@ def test_a_rate_that_is_no_number_moves_nothing(rate, step_mode, at):
 def test_the_last_step_of_a_run_is_looked_at(tmp_path):
     """No loss follows it that could tell."""
     for value in (math.nan, math.inf, -math.inf):
-        pair = Pair()
+        pair = BatchNormPair()
         with pytest.raises(FloatingPointError) as caught:
             fit(pair, optimizer=lambda p, value=value: Exploding(p, 6, value), out=tmp_path / f"run{value}")
         assert str(caught.value) == (
@@ -106,7 +85,7 @@ def test_the_last_step_of_a_run_is_looked_at(tmp_path):
 
 
 def test_a_parameter_that_no_loss_reads_is_looked_at_too():
-    pair = Pair()
+    pair = BatchNormPair()
     pair.encoder.unused = nn.Parameter(torch.zeros(2))
     pair.encoder.register_parameter("unused", pair.encoder.unused)
 
@@ -121,7 +100,7 @@ def test_a_parameter_that_no_loss_reads_is_looked_at_too():
 
 
 def test_the_best_weights_so_far_come_back():
-    pair, best = Pair(), Pair()
+    pair, best = BatchNormPair(), BatchNormPair()
     with pytest.raises(FloatingPointError) as caught:
         fit(pair, DATA, optimizer=lambda p: Exploding(p, 4), early_stopping=5, step_mode="eager")
     assert str(caught.value).endswith("clip_norm=10. The weights of epoch 1, the best so far, are kept")
@@ -145,7 +124,7 @@ def stray():
     ids=["another tensor", "copies"],
 )
 def test_an_optimizer_without_any_of_the_parameters_is_refused(optimizer):
-    pair = Pair()
+    pair = BatchNormPair()
     before = state(pair)
     with pytest.raises(
         ValueError, match=r"\Aoptimizer must hold what is trained, and holds none of these \d+ [^\n]*\Z"
@@ -155,7 +134,7 @@ def test_an_optimizer_without_any_of_the_parameters_is_refused(optimizer):
 
 
 def test_an_optimizer_of_some_parameters_trains_these():
-    pair = Pair()
+    pair = BatchNormPair()
     before = state(pair)
     fit(pair, optimizer=lambda _: torch.optim.Adam(pair.decoder.parameters(), lr=0.1))
     moved = {name for name, value in state(pair).items() if not value.equal(before[name])}
@@ -163,21 +142,21 @@ def test_an_optimizer_of_some_parameters_trains_these():
 
 
 def test_an_optimizer_of_the_other_half_is_refused_where_the_guide_alone_trains():
-    pair = Pair()
+    pair = BatchNormPair()
     with pytest.raises(ValueError, match="optimizer must hold what is trained"):
         fit(pair, train="guide", optimizer=lambda _: torch.optim.Adam(pair.decoder.parameters()))
 
 
 def test_an_optimizer_that_asks_for_the_loss_again_is_refused():
     with pytest.raises(ValueError, match=r"optimizer must step from one gradient, and LBFGS asks for many"):
-        fit(Pair(), optimizer=torch.optim.LBFGS)
+        fit(BatchNormPair(), optimizer=torch.optim.LBFGS)
 
 
 # --- Callbacks and validation
 
 
 def test_a_callback_that_breaks_weights_is_refused():
-    pair = Pair()
+    pair = BatchNormPair()
 
     def breaks(record):
         if record["epoch"] == 2:
@@ -191,7 +170,7 @@ def test_a_callback_that_breaks_weights_is_refused():
     )
 
 
-class OnlyTrains(Pair):
+class OnlyTrains(BatchNormPair):
     """A pair whose model has no number for its data in evaluation mode."""
 
     value = math.nan
@@ -245,11 +224,11 @@ def test_a_zero_of_a_simplex_stays_and_is_saved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:bound was not registered")
 def test_a_mask_of_minus_infinity_may_stand(tmp_path):
-    pair = Pair()
+    pair = BatchNormPair()
     pair.encoder.register_buffer("mask", torch.tensor([0.0, -math.inf]))
     pair.encoder.bound = nn.Parameter(torch.tensor([math.inf]), requires_grad=False)
     fit(pair, out=tmp_path / "run")
-    other = Pair()
+    other = BatchNormPair()
     other.encoder.register_buffer("mask", torch.zeros(2))
     other.encoder.bound = nn.Parameter(torch.zeros(1), requires_grad=False)
     pvae.load(tmp_path / "run", other.model, other.guide)
@@ -283,7 +262,7 @@ def test_the_look_tells_large_numbers_from_infinite_ones(dtype):
 
 @pytest.mark.parametrize(("value", "word"), [(math.nan, "nan"), (math.inf, "inf")])
 def test_broken_weights_are_not_written(value, word, tmp_path):
-    pair = Pair()
+    pair = BatchNormPair()
     with torch.no_grad():
         pair.encoder[2].weight[0, 0] = value
     with pyro.validation_enabled(False), pytest.raises(ValueError, match=r"\Aparameter") as caught:
@@ -297,7 +276,7 @@ def test_broken_weights_are_not_written(value, word, tmp_path):
 
 @pytest.mark.parametrize(("value", "word"), [(math.nan, "nan"), (math.inf, "inf")])
 def test_broken_weights_are_not_loaded(value, word, tmp_path):
-    pair = Pair()
+    pair = BatchNormPair()
     pvae.save(tmp_path, pair.model, pair.guide, X)
     file = tmp_path / "checkpoint.safetensors"
     weights = safetensors.torch.load_file(file)

@@ -1,6 +1,7 @@
 """One door for data: what numpy, torch's layouts and streams hold is what the pair sees, or one line says why not."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -242,6 +243,44 @@ def test_a_datum_that_cannot_be_scored_is_found_wherever_it_stands(name, row):
     with pytest.raises(ValueError, match=words):
         pvae.log_weights(model, guide, bad, 3)
     assert math.isfinite(pvae.fit(model, guide, x, epochs=1, progress=False).losses[-1])
+
+
+@pytest.mark.parametrize("row", [0, 30_000, 49_999])
+def test_many_data_are_looked_through_to_the_end(row):
+    net = nn.Linear(1, 16)
+
+    def model(x, transform=torch.clone):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=transform(x))
+
+    x = (torch.rand(50_000, 16) < 0.5).float()
+    for observe in (lambda x: x, torch.sqrt):  # as it is, and computed
+        pair = partial(model, transform=observe), None
+        pvae.fit(*pair, x, steps=1, progress=False)
+        with pytest.raises(ValueError, match=f"outside the support of Bernoulli.*at datum {row}$|at datum {row};"):
+            pvae.fit(*pair, placed(x, row, 0.5), steps=1, progress=False)
+
+
+def test_labels_beside_data_that_are_drawn_binary_are_looked_at_too():
+    def model(x, label):
+        loc = pyro.param("loc", torch.zeros(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.expand(*z.shape[:-1], 6)).to_event(1), obs=x)
+            pyro.sample("label", dist.Poisson(z[..., 0].exp()), obs=label)
+
+    grey, label = torch.rand(300, 6), torch.ones(300)
+
+    def data(label):
+        grey_set = pvae.data.DataSet("grey", grey, kind="unit", beside={"train": label})
+        return pvae.data.binarized(grey_set, "dynamic")
+
+    pvae.fit(model, None, data(label), steps=1, progress=False)
+    label[207] = 1.5
+    with pytest.raises(ValueError, match=r"site 'label'.*outside the support of Poisson.*at datum 207"):
+        pvae.fit(model, None, data(label), steps=1, progress=False)
 
 
 def test_what_is_computed_from_the_data_is_looked_at_too():

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import pvae
 from pvae.estimators import ImportanceSampling
 from pvae.sites import latent_sites
+from tests.own_pairs import BatchNormPair
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
@@ -35,28 +36,6 @@ def bare_pair(start):
             pyro.sample("z", dist.Normal(x * weight, 0.4).to_event(1))
 
     return model, guide
-
-
-class BatchNormPair(nn.Module):
-    """Nets with batch statistics, which a look of another thread could switch to evaluation."""
-
-    def __init__(self, seed):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
-            self.decoder = nn.Linear(2, 3)
-
-    def model(self, x):
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
 def job(number):

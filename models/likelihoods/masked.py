@@ -48,9 +48,6 @@ def observed_only(
             f"entries can be missing where they are independent given z, which those of {type(entries).__name__} are "
             "not; choose a likelihood of single entries, such as Gaussian()"
         )
-    if observed.dtype != torch.bool and x.is_floating_point():
-        # A graph cannot raise, so there an entry that counts in part is no number, and neither is the density.
-        x = torch.where((observed == 0) | (observed == 1), x, torch.nan)
     observed = as_mask(observed)
     return _Observed(entries, observed).to_event(event_dim), torch.where(observed, x, _inside(entries, x))
 

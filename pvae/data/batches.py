@@ -96,14 +96,16 @@ class Batches:
     def in_blocks(self) -> Iterator[tuple[int, Batch]]:
         """All data as a model sees them, in blocks to look through, each with the number of its first datum.
 
-        Of data that are drawn binary, and of a `DataLoader`, it is the first batch alone.
+        Of a `DataLoader` it is the first batch alone. Data that are drawn binary are rounded here, which is cheaper.
         """
-        if self._loader is not None or (self._dataset is not None and self._dataset.binarize == "dynamic"):
+        if self._loader is not None:
             yield 0, self.example()
             return
         rows = max(self._size, _AT_ONCE // max(part[0].numel() for part in self._parts))
         for start in range(0, len(self._parts[0]), rows):
-            yield start, tuple(part[start : start + rows] for part in self._parts)
+            x, *beside = (part[start : start + rows] for part in self._parts)
+            is_drawn = self._dataset is not None and self._dataset.binarize == "dynamic"
+            yield start, (x.round() if is_drawn else x, *beside)
 
     def to(self, device: torch.device | str) -> None:
         """Move the data (or, for a `DataLoader`, each batch as it comes) to `device`."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pvae.aggregate import information
 from pvae.contexts import evaluation, seeded
+from pvae.data.batch import Batch
 from pvae.data.batches import Batches
 from pvae.data_support import SupportWatch
 from pvae.objectives.objective import Objective
@@ -30,7 +31,7 @@ from pvae.training.length import Length
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine, weight_at
 from pvae.training.soundness import Watch
-from pvae.training.step import Step, TracedStep, eager_step
+from pvae.training.step import Gradients, Step, TracedStep, eager_step
 from pvae.training.turns import Turn, Turns
 from pvae.training.update import Update, require_optimizer
 from pvae.training.validation import Validation
@@ -81,7 +82,7 @@ class Loop:
         self.step_count = 0
         self._length: int | None = None
         self._streams = False
-        self._seen: list[tuple[Tensor, ...]] = []
+        self._seen: list[Batch] = []
         self.ledger = Ledger(parameters.device)
         self.step = self._make_step(step_mode, self.leaves, clip_norm)
         self.steps: dict[Turn, Step] = {"both": self.step}
@@ -137,13 +138,12 @@ class Loop:
         """Train to the end; returns the history and the epoch whose weights the pair ends with."""
         history: list[Record] = []
         self._streams = source.runs_user_code
-        self._require_support = watch
         looked = 0
         task = bar.task("training", self.length.total)
         started = time.perf_counter()
         while not self.length.is_reached(len(history), self.step_count):
             epoch = len(history) + 1
-            train_bound = self._epoch(source, lambda: bar.advance(task))
+            train_bound = self._epoch(source, watch, lambda: bar.advance(task))
             best = (0, None) if valid is None else (valid.best_epoch, valid.best)
             # Where nothing else happens after a short epoch, the next loss tells as much.
             is_last = self.length.is_reached(epoch, self.step_count)
@@ -182,7 +182,7 @@ class Loop:
         self.watch.require(len(history), self.step_count, "callbacks or the moving average; look at what they write")
         return history, best_epoch
 
-    def _epoch(self, source: Batches, tick: Callable[[], None]) -> float:
+    def _epoch(self, source: Batches, require_support: SupportWatch, tick: Callable[[], None]) -> float:
         first = self.step_count
         look_always = self.looks_always or source.runs_user_code
         self._seen = []
@@ -191,7 +191,7 @@ class Loop:
             if self.step_count == self.length.steps:
                 break
             if self._streams:
-                self._require_support(batch, num_seen)
+                require_support(batch, num_seen)
                 num_seen += len(batch[0])
             if len(self._seen) * len(batch[0]) < _DATA_TO_MEASURE:
                 self._seen.append(batch)
@@ -200,7 +200,7 @@ class Loop:
         self._read()
         return -self.ledger.mean(first)
 
-    def _train_step(self, batch: tuple[Tensor, ...], look: bool) -> None:
+    def _train_step(self, batch: Batch, look: bool) -> None:
         weight = torch.tensor(self._kl_weight(), device=batch[0].device) if self.kl_schedule else 1.0
         step = self.steps[self.turns.turn()]
         if look:
@@ -226,9 +226,7 @@ class Loop:
         if self.average is not None:
             self.average.update()
 
-    def _run(
-        self, step: Step, batch: tuple[Tensor, ...], weight: Tensor | float
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def _run(self, step: Step, batch: Batch, weight: Tensor | float) -> tuple[Tensor, Gradients]:
         found = attempt(step, batch, weight, self.step_count + 1, self._length, self._streams)
         self._length = len(batch[0])
         return found
@@ -245,9 +243,9 @@ class Loop:
         number: int,
         loss: float,
         norm: float,
-        batch: tuple[Tensor, ...],
+        batch: Batch,
         leaves: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
+        gradients: Gradients,
     ) -> None:
         names = {id(leaf): name for name, leaf in self.parameters.leaves.items()}
         moved = {names[id(leaf)]: leaf for leaf in leaves}
@@ -257,7 +255,7 @@ class Loop:
             f"step {number - 1} are kept; try a lower lr, clip_norm=10, or a larger floor on scales"
         )
 
-    def require_information(self, batch: tuple[Tensor, ...]) -> None:
+    def require_information(self, batch: Batch) -> None:
         """Raise ValueError if turns ask for the mutual information of a guide that has none; call before `run`."""
         if not self.turns.measures_information:
             return

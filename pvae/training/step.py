@@ -14,7 +14,7 @@ from pvae.graphs.replay import Mode, Replay
 from pvae.objectives.objective import Objective
 from pvae.params import Parameters
 
-__all__ = ["EagerStep", "PyroStep", "Step", "TracedStep", "eager_step", "summed_bound"]
+__all__ = ["EagerStep", "Gradients", "PyroStep", "Step", "TracedStep", "eager_step", "summed_bound"]
 
 Batch = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
