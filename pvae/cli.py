@@ -63,9 +63,10 @@ def train(
     from pvae import commands, options, recipes
     from pvae.contexts import seeded
     from pvae.own_code import own_function
+    from pvae.support.arguments import check_seed
     from pvae.training.checkpoint import amend_config
 
-    options.check_seed(seed)
+    check_seed(seed)
     read = pvae.data.load(data, data_root, binarize, download, kind)  # type: ignore[arg-type]
     dataset = commands.fitted_to(model, read, num_labels, seed)
     turns = options.turns_of(inference_steps)
@@ -124,7 +125,8 @@ def logp(
     """Estimate log p(x) of a run's test data, with errors and the k-hat of its weights."""
     import pvae
     from pvae.commands import estimator_for, first_test_data, load_run, record_result
-    from pvae.options import check_seed, device_of
+    from pvae.options import device_of
+    from pvae.support.arguments import check_seed
 
     check_seed(seed)
     chosen = estimator_for(estimator, samples)
@@ -166,7 +168,8 @@ def compare(
     """Compare log p(x) of the same test data under two runs: the paired difference, its error, a verdict."""
     from pvae.commands import estimator_for, first_test_data, load_run
     from pvae.compare_runs import compare_runs
-    from pvae.options import check_seed, device_of
+    from pvae.options import device_of
+    from pvae.support.arguments import check_seed
 
     check_seed(seed)
     chosen = estimator_for(estimator, samples)
@@ -196,7 +199,7 @@ def sample(
     """Draw samples and reconstruct test data; writes pictures (or arrays, for data that are no images)."""
     from pvae.commands import load_run
     from pvae.drawing import draw
-    from pvae.options import check_seed
+    from pvae.support.arguments import check_seed
 
     check_seed(seed)
     pair, dataset = load_run(run, model, guide, data_root, "cpu")
@@ -211,9 +214,9 @@ def selfcheck(
     as_json: Json = False,
 ) -> None:
     """Hold every estimator, bound and gradient to known answers on this machine; exit 1 if one is off."""
-    from pvae.options import check_seed
     from pvae.selfcheck import run, summary
     from pvae.selfcheck import show as show_rows
+    from pvae.support.arguments import check_seed
 
     check_seed(seed)
     rows = run(device, seed, num_samples=samples, progress=not as_json)

@@ -9,15 +9,10 @@ from pathlib import Path
 import torch
 
 import pvae
-from pvae.support.refusals import number, shown, whole
+from pvae.support.refusals import shown, whole
 from pvae.training.turns import Aggressive, Alternating, Turns
 
-__all__ = ["check_seed", "device_of", "run_folder", "turns_of", "warmup_of", "widths_of"]
-
-
-def check_seed(seed: int) -> None:
-    """Raises ValueError for a seed that torch's generators do not take."""
-    number("seed", seed, least=-(2**53), most=2**53, usual=0)
+__all__ = ["device_of", "run_folder", "turns_of", "warmup_of", "widths_of"]
 
 
 def widths_of(words: str) -> tuple[int, ...]:
