@@ -65,7 +65,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
         store = pyro.get_param_store()
         around, kind = vars(store).get("stay"), type(store)
         outer = store.get_state()
-        bare = _bare(outer)
+        bare = users = _bare(outer)
         if keep:  # training moves its leaves in place, and the user's are not ours to move
             bare = {name: (_own(leaf), rule) for name, (leaf, rule) in bare.items()}
         inner = {
@@ -73,7 +73,7 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
             "constraints": {name: constraint for name, (_, constraint) in bare.items()},
         }
         given = [function for function in functions if function is not None]
-        stay = _Stay(given, keep, look, around, [*outer["params"].values()])
+        stay = _Stay(given, keep, look, around, users)
         with store.scope(inner):  # type: ignore[arg-type]
             store.__class__, store.stay = _PrivateStore, stay  # type: ignore[attr-defined]
             try:
@@ -129,9 +129,9 @@ class _Stay:
     """The time that a pair spends in a private store: who states which bare parameters there."""
 
     def __init__(
-        self, functions: Sequence[Stochastic], keep: bool, look: bool, around: _Stay | None, users: Sequence[Tensor]
+        self, functions: Sequence[Stochastic], keep: bool, look: bool, around: _Stay | None, users: Bare
     ) -> None:
-        self.functions, self.keep, self.around, self.users = functions, keep, around, users
+        self.functions, self.keep, self.look, self.around, self.users = functions, keep, look, around, users
         self.is_quiet: bool = keep or look or (around is not None and around.is_quiet)
         # Of each parameter, one list for each piece of code that states it, its owner last.
         self.links: dict[str, list[list[Link]]] = {}
@@ -156,10 +156,21 @@ class _Stay:
             return
         stating = next(each for each in frames if package_of(each) != "pyro")
         own = [links] if links else [[(owner_of(function), stating.f_code)] for function in self.functions]
-        is_first = not self._is_settled(name)
+        is_first, around = name not in self.links, self._stated_around(name)
         self.links.setdefault(name, []).extend(own)
-        if is_first:
+        if is_first and (around is None or not around.is_of_its_pair(name, own)):
+            if around is not None:
+                self._forget(store, name)
             self._start(store, name, [link for each in own for link in reversed(each)])
+
+    def is_of_its_pair(self, name: str, own: list[list[Link]]) -> bool:
+        """Whether those who state a parameter in a call inside of this one belong to the pair that runs here.
+
+        A callback may run another pair, with a parameter of its own that has the same name.
+        """
+        stated = [link for links in self.links[name] for link in links]
+        owners = {id(owner) for owner, _ in stated} | {id(thing) for near in self._owners.near for thing in near}
+        return any(id(owner) in owners for links in own for owner, _ in links)
 
     def remember(self, bare: Bare) -> None:
         """Keep values beside their owners, and note whose code was trained."""
@@ -173,8 +184,23 @@ class _Stay:
         """Looked for only where bare parameters are stated."""
         return Owners(self.functions)
 
-    def _is_settled(self, name: str) -> bool:
-        return name in self.links or (self.around is not None and self.around._is_settled(name))
+    def _stated_around(self, name: str) -> _Stay | None:
+        """The nearest call around this one that states a parameter of this name."""
+        around = self.around
+        while around is not None and name not in around.links:
+            around = around.around
+        return around
+
+    def _forget(self, store: ParamStoreDict, name: str) -> None:
+        """Put the user's value of a parameter in place of that of the pair around, which is another one."""
+        del store[name]
+        outermost = self
+        while outermost.around is not None:
+            outermost = outermost.around
+        if name in outermost.users:
+            leaf, rule = outermost.users[name]
+            store.set_state({"params": {name: _own(leaf) if self.keep else leaf}, "constraints": {name: rule}})
+        self.is_quiet = self.keep or self.look
 
     def _start(self, store: ParamStoreDict, name: str, links: list[Link]) -> None:
         holders = [owner for owner, _ in links]
@@ -185,7 +211,7 @@ class _Stay:
         kept = next((held[name] for each in holders if name in (held := _bare_of.get(id(each), {}))), None)
         if kept is not None:
             leaf, constraint = kept
-            if self.keep and any(leaf is other for other in self.users):
+            if self.keep and any(leaf is other for other, _ in self.users.values()):
                 leaf = _own(leaf)
             store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
         elif name not in store and not self.is_quiet and (links[0][1], name) in _trained:

@@ -213,6 +213,62 @@ def test_a_parameter_of_the_models_is_worth_what_the_model_was_trained_to():
     assert result.parameters["noise"].item() == pytest.approx(noise.item(), abs=1e-6)
 
 
+# --- a callback may run another pair, whose parameter has the same name
+
+
+def during_training(call, model=mixture, steps=20):
+    """What a call gives within the last epoch of training, and the training."""
+    given = []
+    result = train(model, steps=steps, callbacks=[lambda record: given.append(call())])
+    return given[-1], result
+
+
+def test_a_callback_runs_another_pair_with_its_own_parameters():
+    result = train(OBJECT)
+    inside, outer = during_training(lambda: evaluate(lambda x: OBJECT.model(x)))
+    assert inside == pytest.approx(log_p(result.parameters["loc"]), abs=1e-5)
+    assert evaluate(mixture) == pytest.approx(log_p(outer.parameters["loc"]), abs=1e-5)
+    assert not outer.parameters["loc"].equal(result.parameters["loc"])
+
+
+def test_a_callback_runs_an_untrained_pair_from_where_it_starts():
+    inside, _ = during_training(lambda: evaluate(factory()))
+    assert inside == pytest.approx(log_p(START), abs=1e-5)
+    pyro.get_param_store()["loc"] = START - 2
+    inside, outer = during_training(lambda: evaluate(factory()))
+    assert inside == pytest.approx(log_p(START - 2), abs=1e-5)
+    assert pyro.get_param_store()["loc"].equal(START - 2)
+    assert evaluate(mixture) == pytest.approx(log_p(outer.parameters["loc"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x), closing_over])
+def test_a_callback_runs_the_pair_that_is_trained_as_it_is(wrap):
+    inside, outer = during_training(lambda: evaluate(wrap(mixture)))
+    assert inside == pytest.approx(log_p(outer.parameters["loc"]), abs=1e-5)
+    # Objects, too.
+    inside, outer = during_training(lambda: evaluate(OBJECT.model), poutine.scale(OBJECT, scale=1.0))
+    assert inside == pytest.approx(log_p(outer.parameters["loc"]), abs=1e-5)
+
+
+def test_a_callback_trains_another_pair():
+    inner = []
+    last, outer = during_training(lambda: inner.append(train(OBJECT, steps=2)) or inner[-1])
+    assert inner[0].losses[0].item() == pytest.approx(-log_p(START), abs=1e-5)
+    assert inner[1].losses[0].item() == pytest.approx(-log_p(inner[0].parameters["loc"]), abs=1e-5)
+    assert evaluate(OBJECT) == pytest.approx(log_p(last.parameters["loc"]), abs=1e-5)
+    store._bare_of.pop(id(mixture))
+    alone = train(mixture, steps=20)
+    assert alone.losses.equal(outer.losses)
+
+
+def test_a_callback_that_evaluates_a_copy_of_what_was_trained_is_warned():
+    trained = factory()
+    train(trained)
+    with pytest.warns(UserWarning, match="parameter 'loc' starts from its initial value"):
+        inside, _ = during_training(lambda: evaluate(factory()), trained)
+    assert inside == pytest.approx(log_p(START), abs=1e-5)
+
+
 # --- what cannot be found has to be said
 
 COPIES = {
