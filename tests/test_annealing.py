@@ -264,6 +264,7 @@ def test_chains_that_always_diverge_weigh_their_prior_draws(step_mode):
     torch.testing.assert_close(pvae.log_marginal(model, None, x, stuck).values, prior.values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_mode_gives_the_same_numbers(linear):
     model, x = linear
     eager, traced, again, other = (
@@ -275,6 +276,7 @@ def test_every_mode_gives_the_same_numbers(linear):
     assert not torch.isclose(other.values, traced.values).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [AnnealedImportanceSampling, BidirectionalMonteCarlo])
 def test_num_samples_is_honoured_whatever_the_chunks_and_batches(estimator, linear):
     model, x = linear
@@ -367,6 +369,7 @@ def test_reverse_weights_are_unbiased_for_one_over_p():
         assert within(mean, 1, error)
 
 
+@pytest.mark.slow
 def test_bounds_enclose_log_p_ever_closer(linear):
     model, _ = linear
     gaps = []

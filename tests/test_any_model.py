@@ -68,7 +68,7 @@ def by_the_prior():
 
 
 # Each trains for seconds: the usual ones at every run.
-USUAL = {"FullCovariance", "IAF", "MeanField", "Mixed"}
+USUAL = {"IAF", "MeanField"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in ANY])

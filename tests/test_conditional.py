@@ -311,7 +311,7 @@ def test_rows_keep_their_own_labels():
         ({"beside": {"train": torch.zeros(4), "test": torch.zeros(3)}}, "a row for each of 4 data, got 3"),
         ({"beside": {"train": torch.zeros(4), "test": (torch.zeros(4),) * 2}}, "as many as train, got 2 and 1"),
         ({"beside": {"train": torch.zeros(4), "test": torch.zeros(4, 2)}}, r"must match train's \(\)"),
-        ({"beside": {"train": torch.zeros(4), "test": [1, 2, 3, 4]}}, "must be a tensor with a row per datum"),
+        ({"beside": {"train": torch.zeros(4), "test": [1, 2, 3, 4]}}, "beside test: data must be a tensor, an array"),
         ({"beside": {s: torch.full((4,), torch.nan) for s in ("train", "test")}}, "must be finite"),
         ({"beside": {"train": (), "test": ()}}, "at least one part"),
     ],

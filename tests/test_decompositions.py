@@ -386,6 +386,7 @@ def test_the_scale_is_read_off_the_prior():
     assert read.mean().item() == pytest.approx(given.mean().item(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_sites_that_depend_on_each_other_are_drawn_from_their_joint_prior():
     class Prior(nn.Module):
         """q(b) q(a | b) equal to the prior, apart from loc."""

@@ -74,6 +74,7 @@ def test_float32_keeps_four_digits(truth):
     assert (weights - model.log_prob(x)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_trained_full_covariance_reaches_log_p(truth):
     model, x = truth
     guide = FullCovariance(model, x, encoder=nn.Identity()).double()

@@ -251,6 +251,7 @@ def test_a_draw_that_depends_on_another_passes_its_pull_on(options):
     check(ELBO(2, **options), truth, ThreeSites(), ThreeSitesGuide(0.9, 0.2))
 
 
+@pytest.mark.slow
 def test_the_signal_of_the_encoder_dies_with_k_and_dreg_keeps_it():
     ratios = {}
     for gradient in ("pathwise", "dreg"):

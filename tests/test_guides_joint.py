@@ -150,6 +150,7 @@ def test_local_starts_at_a_trained_guide_and_leaves_it_alone(truth):
     assert not torch.equal(site(model, guide, x).mean, start.mean)
 
 
+@pytest.mark.slow
 def test_local_takes_any_family(truth):
     model, x = truth
     guide = Local(model, x, family=lambda *pair: LowRank(*pair, rank=LATENT_DIM)).double()

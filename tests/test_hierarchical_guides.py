@@ -356,6 +356,7 @@ def fitted_to_square(family, objectives, **options):
 HOT = [ELBO(16, beta=8), ELBO(16, beta=4)]
 
 
+@pytest.mark.slow
 def test_an_auxiliary_latent_reaches_both_modes():
     gaps = {}
     pairs = {

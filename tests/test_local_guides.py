@@ -42,6 +42,7 @@ def fitted(model, guide, x, steps=800, lr=1e-2, objective=None):
     return guide
 
 
+@pytest.mark.slow
 def test_a_factor_per_latent_closes_the_gap(linear):
     model, x, best = linear
     found, error = gap(model, fitted(model, LowRank(model, x, rank=2, hidden=(32,)), x), x)

@@ -47,10 +47,10 @@ FEW = [
     ("VAE, convolutional", "MeanField", "analytic ELBO"),
     ("VAE, learned Gaussian", "FullCovariance", "IWAE"),
 ]
-# Each shape of a cell takes a core ten seconds to compile, and inductor keeps what it compiled: at every run one cell
-# of each kind in one shape (tests/test_step.py has the convolutional one), and where the kind is no matter, one pair.
+# Each shape of a cell takes a core ten seconds to compile, and inductor keeps what it compiled: at every run one pair
+# in one shape, which several tests share.
 KINDS = [
-    pytest.param("VAE", "MeanField", "IWAE", id="dense"),
+    pytest.param("VAE", "MeanField", "IWAE", id="dense", marks=pytest.mark.slow),
     pytest.param("SigmoidBeliefNet", "Bernoulli", "ELBO", id="discrete", marks=pytest.mark.slow),
     pytest.param("StateSpace", "MeanField", "ELBO", id="sequence", marks=pytest.mark.slow),
 ]
@@ -172,10 +172,12 @@ def test_compiling_leaves_nothing_behind(tmp_path):
     # What a process keeps of its first compilation, an environment variable of torch's own, is no matter here.
     pvae.log_marginal(model, guide, x, estimator)
     before, environment, config = world(), dict(os.environ), torch._inductor.config.get_config_copy()
-    options = {"step_mode": "compiled", "progress": False, "out": tmp_path / "run", **SHARED}
-    pvae.fit(model, guide, x, steps=3, batch_size=4, **options)
+    options = {"steps": 3, "batch_size": 4, "progress": False, **SHARED}
+    compiled = pvae.fit(model, guide, x, step_mode="compiled", out=tmp_path / "run", **options)
     pvae.log_marginal(model, guide, x, estimator)
     assert_unchanged(before)
+    eager = pvae.fit(*pair("VAE", "MeanField"), step_mode="eager", **options)
+    torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-5, atol=1e-6)
     assert dict(os.environ) == environment
     assert torch._inductor.config.get_config_copy() == config
     assert all(parameter.grad is None for parameter in [*model.parameters(), *guide.parameters()])

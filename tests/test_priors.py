@@ -165,6 +165,7 @@ def test_vamp_prior_at_all_data_is_the_aggregate_posterior(family):
         torch.testing.assert_close(model.prior().log_prob(z), before)
 
 
+@pytest.mark.slow
 def test_exemplar_prior_by_hand_and_on_subsets():
     model, guide = tied(X, prior=lambda dim, x: ExemplarPrior(dim, x, subset=3))
     z = torch.randn(4, 2, dtype=torch.float64)

@@ -145,6 +145,7 @@ def test_steps_that_are_not_observed_are_not_looked_at():
     assert torch.equal(*values)
 
 
+@pytest.mark.slow
 def test_a_trained_structured_guide_has_a_smaller_gap_than_any_independent_latents():
     model = affine()
     x = sequences(model, 400)

@@ -246,6 +246,7 @@ def test_settings_that_change_reach_the_traced_step(what):
     assert not eager.losses.equal(still.losses)
 
 
+@pytest.mark.slow
 def test_settings_that_keep_changing_are_left_to_eager_steps(caplog):
     values = [1 + 0.1 * epoch for epoch in range(12)]
     eager, traced = (train_while_changing(CHANGES["an attribute"], mode, values) for mode in ("eager", "traced"))

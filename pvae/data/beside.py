@@ -1,12 +1,14 @@
 """What each datum carries beside itself: labels to condition on, masks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pvae.data.kinds import check_finite
+from pvae.data.batch import Given
+from pvae.data.kinds import as_dense, check_finite
 
 __all__ = ["Parts", "as_beside", "one_hot_labels"]
 
@@ -14,7 +16,7 @@ Parts = tuple[Tensor, ...]
 
 
 def as_beside(
-    beside: Mapping[str, Tensor | Parts], splits: Mapping[str, Tensor], where: str
+    beside: Mapping[str, Given], splits: Mapping[str, Tensor], where: str
 ) -> dict[str, tuple[Tensor, ...]]:
     """The parts beside the data of every split, as tuples.
 
@@ -26,7 +28,10 @@ def as_beside(
             f"{where}: what stands beside the data must be given for {', '.join(splits)}, got it for "
             f"{', '.join(beside) or 'none'}: give those splits, all of them"
         )
-    stored = {split: parts if isinstance(parts, tuple) else (parts,) for split, parts in beside.items()}
+    stored = {
+        split: tuple(as_dense(part, f"{where}: a part beside {split}") for part in _as_tuple(parts))
+        for split, parts in beside.items()
+    }
     for split, parts in stored.items():
         if len(parts) != len(stored["train"]) or not parts:
             raise ValueError(
@@ -44,9 +49,11 @@ def one_hot_labels(labels: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str
     return {split: (one_hot(values, num_classes).to(dtype),) for split, values in labels.items()}
 
 
+def _as_tuple(parts: Given) -> tuple[Any, ...]:
+    return parts if isinstance(parts, tuple) else (parts,)
+
+
 def _check_part(part: Tensor, like: Tensor, num_data: int, where: str) -> None:
-    if not isinstance(part, Tensor) or part.dim() == 0:
-        raise ValueError(f"{where} must be a tensor with a row per datum, got {type(part).__name__}: give a tensor")
     if len(part) != num_data:
         raise ValueError(f"{where} must have a row for each of {num_data} data, got {len(part)}: give all of them")
     if part.shape[1:] != like.shape[1:] or part.dtype != like.dtype:

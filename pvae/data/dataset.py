@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pvae.data.batch import Part, as_part
 from pvae.data.beside import Parts, as_beside, one_hot_labels
 from pvae.data.kinds import Binarization, Kind, as_stored, check_binarization, check_kind
 from pvae.support.refusals import instance
@@ -18,6 +20,7 @@ __all__ = ["Binarization", "DataSet", "Kind"]
 class DataSet:
     """Named data: `train`, `valid` and `test` are (N, *shape), float32 unless given as another float type.
 
+    Arrays of numpy become tensors, here and for labels and what stands beside, and sparse layouts become dense.
     `kind` is the kind of the values as stored (categories are int64, every other kind floats). `binarize`
     records how the data become binary: "dynamic" keeps intensities and draws afresh on every `observe`;
     "static" and "threshold" are stored binary already (`pvae.data.binarized` makes all three). `labels` maps
@@ -52,7 +55,9 @@ class DataSet:
                 stored = as_stored(values, self.kind, f"data set {self.name!r}: {split}")
                 object.__setattr__(self, split, stored)
                 self._check_alike(split, stored)
-        self._check_labels()
+        if self.labels is not None:
+            labels = {split: self._as_labels(split, values) for split, values in self.labels.items()}
+            object.__setattr__(self, "labels", labels)
         if self.beside is not None:
             stored_beside = as_beside(self.beside, self.splits, f"data set {self.name!r}")
             object.__setattr__(self, "beside", stored_beside)
@@ -141,21 +146,22 @@ class DataSet:
                 f"{tuple(values.shape[1:])} of {values.dtype}: reshape or convert it"
             )
 
-    def _check_labels(self) -> None:
-        for split, labels in (self.labels or {}).items():
-            values = self.splits.get(split)
-            if values is None:
-                raise ValueError(
-                    f"data set {self.name!r}: labels must be for one of {', '.join(self.splits)}, "
-                    f"got {split!r}: give that split or drop its labels"
-                )
-            expected = f"a Tensor ({len(values)},) of torch.int64"
-            if not isinstance(labels, Tensor):
-                got = type(labels).__name__
-            elif labels.shape != (len(values),) or labels.dtype != torch.int64:
-                got = f"{tuple(labels.shape)} of {labels.dtype}"
-            else:
-                continue
+    def _as_labels(self, split: str, labels: Part) -> Tensor:
+        values = self.splits.get(split)
+        if values is None:
             raise ValueError(
-                f"data set {self.name!r}: {split} labels must be {expected}, got {got}: one integer a datum"
+                f"data set {self.name!r}: labels must be for one of {', '.join(self.splits)}, "
+                f"got {split!r}: give that split or drop its labels"
             )
+        if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+            labels = as_part(labels).to(torch.int64)
+        if not isinstance(labels, Tensor):
+            got = type(labels).__name__
+        elif labels.shape != (len(values),) or labels.dtype != torch.int64:
+            got = f"{tuple(labels.shape)} of {labels.dtype}"
+        else:
+            return labels
+        raise ValueError(
+            f"data set {self.name!r}: {split} labels must be a Tensor ({len(values)},) of torch.int64, got {got}: one "
+            "integer a datum"
+        )

@@ -5,10 +5,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pvae.data.batch import Part, as_part
 from pvae.data.exact import check_exact
 from pvae.support.refusals import choice, nearest, shown
 
-__all__ = ["Binarization", "Kind", "as_stored", "check_binarization", "check_finite", "check_kind"]
+__all__ = ["Binarization", "Kind", "as_dense", "as_stored", "check_binarization", "check_finite", "check_kind"]
 
 Kind = Literal["binary", "unit", "counts", "real", "categorical"]
 Binarization = Literal["dynamic", "static", "threshold"]
@@ -45,24 +46,24 @@ def check_finite(values: Tensor, where: str) -> None:
         )
 
 
-def as_stored(values: Tensor, kind: Kind, where: str) -> Tensor:
+def as_dense(values: Part, where: str) -> Tensor:
+    """An array or tensor (N, *shape) as a dense tensor, by the door that batches take.
+
+    Raises ValueError, which begins with `where`, for anything else and for what is empty.
+    """
+    try:
+        return as_part(values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def as_stored(values: Part, kind: Kind, where: str) -> Tensor:
     """The values (N, *shape) as a data set keeps them: floats as given, integers float32, categories int64.
 
     Raises ValueError if they are not a non-empty tensor of finite numbers within the range of `kind`, or integers that
     float32 would round.
     """
-    if not isinstance(values, Tensor):
-        raise ValueError(f"{where} must be a torch Tensor, got {type(values).__name__}: use torch.as_tensor(...)")
-    if values.ndim == 0 or values.numel() == 0:
-        raise ValueError(
-            f"{where} must be a non-empty (N, *shape), got {tuple(values.shape)}: give it data"
-            + ("" if where.endswith("train") else " or leave the split out (None)")
-        )
-    if values.layout is not torch.strided or values.is_meta:
-        what = "no numbers (meta)" if values.is_meta else f"layout {values.layout}"
-        raise ValueError(f"{where} must be a dense tensor of numbers, got {what}: use .to_dense()")
-    if values.is_complex() or values.is_quantized or (values.is_floating_point() and values.dtype.itemsize < 2):
-        raise ValueError(f"{where} must have a floating or integer dtype, got {values.dtype}: convert it first")
+    values = as_dense(values, where)
     if kind == "categorical" and values.is_floating_point():
         raise ValueError(f"{where} of kind 'categorical' must have an integer dtype, got {values.dtype}: use .long()")
     if kind == "categorical":
