@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from pvae.showing import complain
+from pvae.support.lines import lacks_memory
 
 __all__ = ["Commands"]
 
 _DONE, _OUR_FAULT, _MISTAKE, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 _LARGE = "--batch-size, the number of samples, --hidden or --latent-dim"
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflowed", "multiplication overflow")
 
 
 class Commands(TyperGroup):
@@ -89,7 +89,7 @@ def _told(error: Exception, words: list[str]) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     reason = str(error) or type(error).__name__
     place = _own_place(error, words)
-    if "smaller" not in reason and any(_is_memory(each) for each in _chain(error)):
+    if "smaller" not in reason and any(lacks_memory(each) for each in _chain(error)):
         return f"the memory does not suffice; make {_LARGE} smaller", _MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.filename}: {error.strerror or error}; check the path and its rights"
@@ -101,12 +101,6 @@ def _told(error: Exception, words: list[str]) -> tuple[str, int]:
                 _OUR_FAULT,
             )
     return (reason if place is None else f"{place}: {reason}"), _MISTAKE
-
-
-def _is_memory(error: BaseException) -> bool:
-    # By its name, because torch need not be loaded yet.
-    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
 
 
 def _own_place(error: Exception, words: list[str]) -> str | None:

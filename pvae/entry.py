@@ -17,6 +17,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from pvae.support.lines import lacks_memory, one_line
+
 __all__ = ["alone", "entry", "inside"]
 
 _P = ParamSpec("_P")
@@ -77,7 +79,8 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
     on. A default dtype or device, deterministic algorithms and anomaly detection are the caller's choice and hold.
 
     Raises: ValueError inside what would change the numbers or leave none: a handler of Pyro's, a transform of
-        `torch.func`, a tracer, the default device "meta", a default dtype of half precision.
+        `torch.func`, a tracer, the default device "meta", a default dtype of half precision; and where the memory of
+        the CPU does not suffice.
     """
 
     @functools.wraps(function)
@@ -88,7 +91,15 @@ def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 # Pyro's handlers are known only now: they may have been those of another thread.
                 _refuse(function.__name__)
             with _plain(is_first):
-                return function(*args, **kwargs)
+                try:
+                    return function(*args, **kwargs)
+                except RuntimeError as error:
+                    if type(error) is not RuntimeError or not lacks_memory(error):
+                        raise
+                    raise ValueError(
+                        f"pvae.{function.__name__}: the memory does not suffice; make the number of samples, "
+                        f"batch_size or the nets smaller ({one_line(str(error), 160)})"
+                    ) from error
 
     return call
 

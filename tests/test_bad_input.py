@@ -518,3 +518,9 @@ def test_run_whose_data_are_gone_or_changed(folder):
     np.save(folder / "rows.npy", ROWS[:, :3])
     line = error_line(folder, "logp", "run")
     assert all(word in line for word in ("built for data of shape (5,), got (3,)", "reshape the data")), line
+
+
+def test_more_than_memory_holds_is_one_line():
+    line = "pvae.sample: the memory does not suffice; make the number of samples, batch_size or the nets smaller"
+    with pytest.raises(ValueError, match=line):
+        pvae.sample(VAE((10,), 2), 10**13)

@@ -15,9 +15,7 @@ __all__ = ["Parts", "as_beside", "one_hot_labels"]
 Parts = tuple[Tensor, ...]
 
 
-def as_beside(
-    beside: Mapping[str, Given], splits: Mapping[str, Tensor], where: str
-) -> dict[str, tuple[Tensor, ...]]:
+def as_beside(beside: Mapping[str, Given], splits: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, ...]]:
     """The parts beside the data of every split, as tuples.
 
     Raises ValueError unless every split, and no other, has as many parts as train, each with a row per datum and of
