@@ -343,3 +343,20 @@ def test_imputation_looks_at_its_data_too():
     assert pvae.impute(model, None, (x.numpy(), observed.numpy()), 50, 5).mean.shape == (60, 4)
     with pytest.raises(ValueError, match=r"outside the support of Bernoulli.*at datum 41"):
         pvae.impute(model, None, (placed(x, 41, 0.5), observed), 50, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.5, 1e-30, 1 - 1e-7, 1 + 2e-7, -1.0, 2.0, 3e38])
+def test_a_value_however_near_to_a_bit_is_none(value, dtype):
+    net = nn.Linear(1, 6).to(dtype)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
+
+    bits = (X > 0).to(dtype)
+    pvae.fit(model, None, bits.where(bits > 0, -0.0), steps=1, progress=False)
+    with pytest.raises(ValueError, match="outside the support of Bernoulli.*at datum 39"):
+        pvae.fit(model, None, placed(bits, 39, value), steps=1, progress=False)
