@@ -358,5 +358,5 @@ def test_a_value_however_near_to_a_bit_is_none(value, dtype):
 
     bits = (X > 0).to(dtype)
     pvae.fit(model, None, bits.where(bits > 0, -0.0), steps=1, progress=False)
-    with pytest.raises(ValueError, match="outside the support of Bernoulli.*at datum 39"):
+    with pytest.raises(ValueError, match=r"outside the support of Bernoulli.*at datum 39"):
         pvae.fit(model, None, placed(bits, 39, value), steps=1, progress=False)
