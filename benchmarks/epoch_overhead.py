@@ -13,13 +13,13 @@ import torch
 from common import BURDA, SMALL, Net, Rows, one, pair, run_alone
 
 from pvae.checking import require
-from pvae.contexts import seeded
 from pvae.data.batches import Batches
-from pvae.data_support import require_support
+from pvae.data.supports import require_support
 from pvae.objectives import ELBO
-from pvae.params import settle
-from pvae.progress import Progress
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.parameters import settle
+from pvae.pair.store import private_store
+from pvae.support.progress import Progress
 from pvae.training.length import Length
 from pvae.training.loop import Loop
 from pvae.training.turns import Turns

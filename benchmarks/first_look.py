@@ -12,10 +12,10 @@ import torch
 from common import Rows, one, run_alone
 
 import pvae
-from pvae.layout import read_layout
 from pvae.nets import ConvDecoder, ConvEncoder
-from pvae.store import private_store
-from pvae.verdicts import forget
+from pvae.pair.look import read_layout
+from pvae.pair.store import private_store
+from pvae.pair.verdicts import forget
 
 Pair = tuple[Any, Any, torch.Tensor]
 

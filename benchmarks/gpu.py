@@ -32,13 +32,13 @@ from common import BURDA, COLUMNS, Net, Rows, add_data_root, arguments, cells, o
 from torch import Tensor, nn
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling
 from pvae.guides import Exact
-from pvae.layout import read_layout
 from pvae.models import LinearGaussian
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_SAMPLES, NUM_DATA = 7, 40
@@ -125,7 +125,7 @@ def tests(device: str, smoke: bool) -> Rows:
         check = ["selfcheck", "--device", device, "--json", *(["--samples", "1000"] if smoke else [])]
         until = time.perf_counter() + _SECONDS_OF_TESTS
         with answers.open("w") as out:
-            selfcheck = _start(["-c", "from pvae.cli import app; app()", *check], out)
+            selfcheck = _start(["-c", "from pvae.cli.main import app; app()", *check], out)
             for process in (pytest, selfcheck):
                 try:
                     process.wait(max(1.0, until - time.perf_counter()))

@@ -10,7 +10,7 @@ import time
 from common import Rows, one, run_alone
 
 _TASKS = {
-    "pvae --help": ["-c", "from pvae.cli import app; app()", "--help"],
+    "pvae --help": ["-c", "from pvae.cli.main import app; app()", "--help"],
     "import pvae": ["-c", "import pvae"],
     "import pvae, pvae.fit": ["-c", "import pvae; pvae.fit"],
     "import torch, pyro": ["-c", "import torch, pyro"],

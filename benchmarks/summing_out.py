@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pvae.objectives import ELBO
-from pvae.store import private_store
+from pvae.pair.store import private_store
 
 _PARALLEL = {"enumerate": "parallel"}
 _TOPICS, _VOCABULARY, _STATES = 8, 30, 3

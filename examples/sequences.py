@@ -26,12 +26,12 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling
 from pvae.guides import Recurrent
 from pvae.models import StateSpace
 from pvae.models.priors import StandardNormal
 from pvae.models.transitions import Gated
+from pvae.pair.contexts import seeded
 
 
 class Forgetful(nn.Module):

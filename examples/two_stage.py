@@ -26,13 +26,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 import pvae
-from pvae.contexts import seeded
 from pvae.diagnostics import active_dimensions
 from pvae.estimators import ImportanceSampling
 from pvae.guides import Chained, MeanField
 from pvae.models import VAE, TwoStageVAE
 from pvae.models.likelihoods import Gaussian
 from pvae.nets import MLP
+from pvae.pair.contexts import seeded
 
 
 def sliced_distance(x: Tensor, y: Tensor, num_directions: int = 200) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.hierarchical import Conditional, Draws
-from pvae.guides.placing import in_plates, width
-from pvae.sites import LatentSite
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.hierarchical import Conditional, Draws
+from pvae.guides.parts.placing import in_plates, width
+from pvae.pair.sites import LatentSite
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import whole, widths
 

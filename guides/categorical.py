@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.guides.laws import Law, categories, one_hots, other_guide, support_of
-from pvae.guides.layered import Layered
-from pvae.sites import LatentSite, latent_sites
+from pvae.guides.parts.laws import Law, categories, one_hots, other_guide, support_of
+from pvae.guides.parts.layered import Layered
+from pvae.pair.sites import LatentSite, latent_sites
 
 __all__ = ["Categorical"]
 

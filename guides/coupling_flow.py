@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvae.autoregressive import MonotonicAffineTransform, autoregressive_step
-from pvae.guides.flow import Flow
+from pvae.guides.parts.flow import Flow
+from pvae.support.autoregressive import MonotonicAffineTransform, autoregressive_step
 from pvae.support.refusals import whole, widths
 
 __all__ = ["CouplingFlow"]

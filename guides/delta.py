@@ -8,8 +8,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.placing import arrange, free_shape, in_plates, width
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.placing import arrange, free_shape, in_plates, width
 
 __all__ = ["Delta"]
 

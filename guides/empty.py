@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pvae.sites import find_latent_sites
+from pvae.pair.sites import find_latent_sites
 
 __all__ = ["Empty"]
 

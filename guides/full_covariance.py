@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.joint import sample_jointly
-from pvae.guides.placing import width
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.joint import sample_jointly
+from pvae.guides.parts.placing import width
 from pvae.support.arguments import check_min_scale
 
 __all__ = ["FullCovariance"]

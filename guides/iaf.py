@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 
-from pvae.autoregressive import autoregressive_step
-from pvae.guides.flow import Flow
+from pvae.guides.parts.flow import Flow
+from pvae.support.autoregressive import autoregressive_step
 from pvae.support.refusals import number, whole, widths
 
 __all__ = ["IAF"]

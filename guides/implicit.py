@@ -8,11 +8,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.joint import sample_jointly
-from pvae.guides.placing import width
-from pvae.implicit import Implicit as ImplicitDistribution
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.joint import sample_jointly
+from pvae.guides.parts.placing import width
 from pvae.nets import MLP
+from pvae.pair.implicit import Implicit as ImplicitDistribution
 from pvae.support.refusals import whole, widths
 
 __all__ = ["Implicit"]

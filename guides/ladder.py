@@ -14,12 +14,12 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.contexts import called_modules, seeded
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.placing import arrange, width
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.placing import arrange, width
 from pvae.nets import MLP
-from pvae.sites import LatentSite, as_batch
-from pvae.store import private_store
+from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.sites import LatentSite, as_batch
+from pvae.pair.store import private_store
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import widths
 

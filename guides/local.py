@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pvae.contexts import called_modules, running
 from pvae.guides.mean_field import MeanField
-from pvae.sites import Batch, as_batch
+from pvae.pair.contexts import called_modules, running
+from pvae.pair.sites import Batch, as_batch
 from pvae.support.arguments import MODEL
 from pvae.support.refusals import built, function, shown
 

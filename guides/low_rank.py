@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.joint import sample_jointly
-from pvae.guides.placing import width
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.joint import sample_jointly
+from pvae.guides.parts.placing import width
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import whole
 

@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.families import NORMAL, Family
-from pvae.guides.matching import at_site, match, num_outputs
-from pvae.guides.placing import in_plates
-from pvae.sites import LatentSite
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.matching import match, num_outputs, sample_independently
 from pvae.support.arguments import check_min_scale
 
-__all__ = ["MeanField", "sample_independently"]
+__all__ = ["MeanField"]
 
 
 class MeanField(nn.Module):
@@ -22,7 +19,7 @@ class MeanField(nn.Module):
 
     Or independent latents of another family, q(z | x) = prod_d f(z_d | numbers_d(x)), by name: used as it is where it
     lives on the site's support (shifted or stretched to its ends), else carried there by a bijection if its tails allow
-    it. `pvae.guides.families.table()` lists them all.
+    it. `pvae.guides.parts.families.table()` lists them all.
 
     Args:
         model: any model within the contract; its latent sites are read from one run.
@@ -63,23 +60,3 @@ class MeanField(nn.Module):
         """Sample every latent site of the model, for each datum of the batch."""
         pyro.module("mean_field", self)
         sample_independently(self.sites, self.encoder(*batch), self.min_scale, self.families)
-
-
-def sample_independently(
-    sites: Sequence[LatentSite], numbers: Tensor, min_scale: float, families: Sequence[Family] | None = None
-) -> None:
-    """Sample all `sites` from independent latents: Gaussians carried to their supports, or of other families.
-
-    Args:
-        sites: the latent sites, in the order of the model.
-        numbers: for each site in turn its family's numbers, each for all latents, side by side, (B, n): of Gaussians
-            all locs, then all raw scales.
-        min_scale: floor on each scale.
-        families: that of each site; Gaussian by default.
-    """
-    families = (NORMAL,) * len(sites) if families is None else families
-    parts = numbers.split([*map(num_outputs, sites, families)], -1)
-    with in_plates(sites, len(numbers)) as inside:
-        for site, family, part in zip(sites, families, parts, strict=True):
-            with inside(site):
-                pyro.sample(site.name, at_site(site, family, part, min_scale))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.guides.amortized import Encoder
-from pvae.guides.hierarchical import Conditional
-from pvae.guides.laws import Sampler, law_of
-from pvae.guides.placing import in_plates
-from pvae.sites import latent_sites
+from pvae.guides.parts.amortized import Encoder
+from pvae.guides.parts.hierarchical import Conditional
+from pvae.guides.parts.laws import Sampler, law_of
+from pvae.guides.parts.placing import in_plates
+from pvae.pair.sites import latent_sites
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import widths
 

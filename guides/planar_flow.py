@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn.functional import softplus
 
-from pvae.guides.flow import Flow
+from pvae.guides.parts.flow import Flow
 
 __all__ = ["PlanarFlow"]
 

@@ -8,12 +8,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.guides.amortized import read, width_given
-from pvae.guides.hierarchical import Conditional, Draws
-from pvae.guides.placing import in_plates, width
-from pvae.nets import glorot
-from pvae.sites import LatentSite, as_batch
+from pvae.guides.parts.amortized import read, width_given
+from pvae.guides.parts.hierarchical import Conditional, Draws
+from pvae.guides.parts.placing import in_plates, width
+from pvae.pair.sites import LatentSite, as_batch
 from pvae.support.arguments import check_min_scale
+from pvae.support.glorot import glorot
 from pvae.support.refusals import widths
 
 __all__ = ["Recurrent"]

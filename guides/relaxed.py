@@ -8,11 +8,11 @@ from functools import partial
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.guides.laws import Law, bits, one_hots, other_guide, support_of
-from pvae.guides.layered import Layered
-from pvae.guides.straight_through import StraightThroughBernoulli, StraightThroughOneHot
-from pvae.guides.temperature import Temperature
-from pvae.sites import LatentSite, latent_sites
+from pvae.guides.parts.laws import Law, bits, one_hots, other_guide, support_of
+from pvae.guides.parts.layered import Layered
+from pvae.guides.parts.straight_through import StraightThroughBernoulli, StraightThroughOneHot
+from pvae.guides.parts.temperature import Temperature
+from pvae.pair.sites import LatentSite, latent_sites
 
 __all__ = ["RelaxedBernoulli", "RelaxedCategorical"]
 

@@ -15,15 +15,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pvae.contexts import running
-from pvae.guides.amortized import read
 from pvae.guides.local import encoder_of
 from pvae.guides.mean_field import MeanField
-from pvae.layout import read_layout
-from pvae.places import Place
-from pvae.runs import run_pair
-from pvae.sites import Batch, as_batch
-from pvae.store import private_store
+from pvae.guides.parts.amortized import read
+from pvae.pair.contexts import running
+from pvae.pair.layout import Place
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, as_batch
+from pvae.pair.store import private_store
 from pvae.support.refusals import flag, function, number, whole
 
 __all__ = ["SemiAmortized"]

@@ -12,16 +12,16 @@ from pyro.poutine.runtime import InferDict
 from torch import BoolTensor, Tensor, nn
 from torch.distributions import constraints
 
-from pvae.contexts import evaluation
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.hierarchical import Conditional
-from pvae.guides.laws import Sampler, categories, gaussian
-from pvae.guides.placing import in_plates
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.hierarchical import Conditional
+from pvae.guides.parts.laws import Sampler, categories, gaussian
+from pvae.guides.parts.placing import in_plates
 from pvae.models.semi_supervised_vae import SemiSupervisedVAE
 from pvae.nets import class_numbers, one_hot
-from pvae.sites import LatentSite, as_batch
+from pvae.pair.contexts import evaluation
+from pvae.pair.outputs import require_shape
+from pvae.pair.sites import LatentSite, as_batch
 from pvae.support.arguments import check_min_scale
-from pvae.support.outputs import require_shape
 from pvae.support.refusals import built, shown, widths
 
 __all__ = ["SemiSupervised"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
-from pvae.autoregressive import MonotonicRQSTransform, autoregressive_step
-from pvae.guides.flow import Flow
+from pvae.guides.parts.flow import Flow
+from pvae.support.autoregressive import MonotonicRQSTransform, autoregressive_step
 from pvae.support.refusals import number, whole, widths
 
 __all__ = ["SplineFlow"]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.guides.amortized import Encoder, read
-from pvae.guides.hierarchical import Conditional, Draws
-from pvae.guides.placing import in_plates, width
+from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.hierarchical import Conditional, Draws
+from pvae.guides.parts.placing import in_plates, width
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import widths
 

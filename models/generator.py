@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pyro
 from torch import Tensor, nn
 
-from pvae.implicit import Implicit
 from pvae.models.checks import check_shape, part_or
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
+from pvae.pair.implicit import Implicit
 from pvae.support.refusals import whole, widths
 
 __all__ = ["Generator"]

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import evaluation
 from pvae.models.checks import check_part, check_shape, part_or
 from pvae.nets import MLP
+from pvae.pair.contexts import evaluation
 from pvae.support.refusals import whole, widths
 
 __all__ = ["NeuralClassifier"]

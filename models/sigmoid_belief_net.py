@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.models.checks import check_shape
-from pvae.nets import glorot
+from pvae.support.glorot import glorot
 from pvae.support.refusals import widths
 
 __all__ = ["SigmoidBeliefNet"]

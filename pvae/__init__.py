@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pvae.generate import sample as sample
     from pvae.imputation import Imputation as Imputation
     from pvae.imputation import impute as impute
-    from pvae.training.checkpoint import load as load
-    from pvae.training.checkpoint import save as save
+    from pvae.runs.files import load as load
+    from pvae.runs.files import save as save
     from pvae.training.fit import FitResult as FitResult
     from pvae.training.fit import fit as fit
     from pvae.weights import LogWeights as LogWeights
@@ -58,12 +58,12 @@ _HOMES = {
     "encode": "pvae.generate",
     "fit": "pvae.training.fit",
     "impute": "pvae.imputation",
-    "load": "pvae.training.checkpoint",
+    "load": "pvae.runs.files",
     "log_marginal": "pvae.estimators.log_marginal",
     "log_weights": "pvae.weights",
     "reconstruct": "pvae.generate",
     "sample": "pvae.generate",
-    "save": "pvae.training.checkpoint",
+    "save": "pvae.runs.files",
 }
 
 

@@ -9,15 +9,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches
-from pvae.entry import entry
-from pvae.layout import look, read_layout
-from pvae.params import settle
-from pvae.places import Layout, place_of
-from pvae.runs import run_pair
-from pvae.sites import Batch, Site, plate_named, random_sites
-from pvae.store import private_store
+from pvae.pair.contexts import evaluation, in_one_line, seeded
+from pvae.pair.entry import entry
+from pvae.pair.layout import Layout, place_of
+from pvae.pair.look import look, read_layout
+from pvae.pair.parameters import settle
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, Site, plate_named, random_sites
+from pvae.pair.store import private_store
 from pvae.support.arguments import GUIDE, MODEL, check_pair, check_seed
 from pvae.support.refusals import built, flag, whole
 

@@ -11,26 +11,26 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.contexts import called_modules, evaluation, seeded
-from pvae.data.batch import as_batch
 from pvae.data.batches import Batches
 from pvae.data.missing import missing
-from pvae.data_support import require_support
-from pvae.entry import entry
-from pvae.estimators.chunks import rows_at_once
+from pvae.data.supports import require_support
 from pvae.estimators.importance import require_density
-from pvae.estimators.psis import khat_threshold
-from pvae.estimators.stream import WeightStream
-from pvae.estimators.weighted import Picks, WeightedMean
-from pvae.layout import read_layout
-from pvae.pair_run import PairRun
-from pvae.params import settle
-from pvae.places import Layout, place_of
-from pvae.progress import Progress
-from pvae.runs import run_pair
-from pvae.sites import Batch, random_sites
-from pvae.store import private_store
+from pvae.estimators.weights.chunks import rows_at_once
+from pvae.estimators.weights.psis import khat_threshold
+from pvae.estimators.weights.stream import WeightStream
+from pvae.estimators.weights.weighted import Picks, WeightedMean
+from pvae.pair.contexts import called_modules, evaluation, seeded
+from pvae.pair.entry import entry
+from pvae.pair.layout import Layout, place_of
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import PairRun
+from pvae.pair.parameters import settle
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, random_sites
+from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
+from pvae.support.batch import as_batch
+from pvae.support.progress import Progress
 from pvae.support.refusals import flag, instance, number, whole
 
 __all__ = ["Imputation", "impute"]

@@ -6,31 +6,17 @@ import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pvae.support.glorot import glorot
 from pvae.support.refusals import function, instance, number, one_line, shown, whole, widths
 
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "class_numbers", "init_output_bias", "one_hot"]
 
 Shape = int | Sequence[int]
-Net = TypeVar("Net", bound=nn.Module)
-
-
-@torch.no_grad()
-def glorot(net: Net) -> Net:
-    """Start affine layers so that tanh units neither saturate nor fade; on images about a nat better than torch's own.
-
-    Weights U(-a, a) with a = sqrt(6 / (fan_in + fan_out)), biases 0: Glorot and Bengio (2010), as in Burda et al.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return net
 
 
 class MLP(nn.Module):

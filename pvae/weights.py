@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pvae.contexts import in_one_line
-from pvae.data.batch import require_finite
-from pvae.data_support import SupportWatch, require_scored
-from pvae.entry import entry
-from pvae.layout import read_layout
-from pvae.pair_run import LogWeights
-from pvae.runs import Stochastic, run_pair
-from pvae.sites import as_batch
-from pvae.store import private_store
+from pvae.data.supports import SupportWatch, require_scored
+from pvae.pair.contexts import in_one_line
+from pvae.pair.entry import entry
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import LogWeights
+from pvae.pair.run import Stochastic, run_pair
+from pvae.pair.sites import as_batch
+from pvae.pair.store import private_store
+from pvae.pair.verdicts import known
 from pvae.support.arguments import check_pair
+from pvae.support.batch import require_finite
 from pvae.support.refusals import whole
-from pvae.verdicts import known
 
 __all__ = ["LogWeights", "log_weights"]
 

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from pvae import store
+from pvae.pair import store
 
 torch.set_num_threads(1)
 

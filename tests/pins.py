@@ -26,7 +26,7 @@ from pvae import diagnostics, estimators
 from pvae.guides import MeanField
 from pvae.objectives import ELBO, IWAE
 from tests import tables
-from tests.tables import GUIDES, IMPLICIT, MODELS, NO_DENSITY, NUM_DATA, OBJECTIVES
+from tests.tables import GUIDES, IMPLICIT, MODELS, NO_DENSITY, OBJECTIVES
 
 QUIET = {"progress": False, "seed": 3}
 PAIRS = {
@@ -133,7 +133,9 @@ def trained(model_name: str, guide_name: str) -> list[Any]:
     model, guide, x = pair(model_name, guide_name)
     options = {"schedule": "cosine", "kl_schedule": pvae.training.linear_warmup(5), "clip_norm": 1.0, "ema": 0.9}
     objective = ELBO(2, **tables.gradient_for(guide_name))
-    result = pvae.fit(model, guide, x, objective=objective, epochs=6, batch_size=3, inference_steps=2, **options, **QUIET)
+    result = pvae.fit(
+        model, guide, x, objective=objective, epochs=6, batch_size=3, inference_steps=2, **options, **QUIET
+    )
     return [result.losses, dict(model.state_dict()), dict(guide.state_dict())]
 
 

@@ -12,9 +12,9 @@ from torch import nn
 import pvae
 from pvae.estimators import AnnealedImportanceSampling, ImportanceSampling, ParzenWindow, PriorSampling
 from pvae.guides import Delta, Implicit, MeanField
-from pvae.implicit import Implicit as ImplicitDistribution
 from pvae.models import VAE, Generator, LinearGaussian
 from pvae.objectives import ELBO, AdversarialAutoencoder, AdversarialVB, GenerativeAdversarial
+from pvae.pair.implicit import Implicit as ImplicitDistribution
 from tests.test_any_model import Every
 
 DATA, DRAWN = dist.Normal(1.0, 0.8), dist.Normal(0.3, 1.1)

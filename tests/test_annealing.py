@@ -11,17 +11,17 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import AnnealedImportanceSampling, BidirectionalMonteCarlo, ImportanceSampling, PriorSampling
-from pvae.estimators.annealing import temperatures
-from pvae.estimators.hmc import Point, transition
-from pvae.estimators.step_sizes import tuned_steps
-from pvae.estimators.unconstrained import UnconstrainedJoint
+from pvae.estimators.density.annealing import temperatures
+from pvae.estimators.density.hmc import Point, transition
+from pvae.estimators.density.step_sizes import tuned_steps
+from pvae.estimators.density.unconstrained import UnconstrainedJoint
 from pvae.models import VAE, LinearGaussian
 from pvae.nets import ConvDecoder
-from pvae.params import find_parameters
-from pvae.simulate import simulate
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.parameters import find_parameters
+from pvae.pair.simulate import simulate
+from pvae.pair.store import private_store
 from tests import own_pairs
 from tests.test_clean_world import assert_unchanged, world
 

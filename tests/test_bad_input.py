@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
+from pvae.cli.main import app
 from pvae.data import DataSet
 from pvae.estimators import ImportanceSampling, PriorSampling
 from pvae.guides import Delta, Exact, FullCovariance, MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.nets import MLP
 from pvae.objectives import ELBO, IWAE
-from pvae.recipes import pick
+from pvae.runs.recipes import pick
 
 BITS = (torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
 

@@ -12,12 +12,12 @@ from torch import nn
 
 import pvae
 from pvae import truth
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling
 from pvae.guides import Categorical, Mixed
 from pvae.objectives import ELBO, IWAE
 from pvae.objectives.baselines import LeaveOneOut
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.store import private_store
 
 DOUBLE = torch.float64
 PARALLEL = {"enumerate": "parallel"}

@@ -11,8 +11,8 @@ from torch import nn
 
 import pvae
 from pvae.data import DataSet
-from pvae.training.checkpoint import _digest
-from pvae.training.soundness import Watch
+from pvae.pair.soundness import Watch
+from pvae.runs.files import _digest
 from tests.own_pairs import BatchNormPair
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -246,7 +246,7 @@ def test_the_look_tells_large_numbers_from_infinite_ones(dtype):
         pyro.module("other", other)
 
     with pyro.get_param_store().scope():
-        watch = Watch(pvae.params.find_parameters(model, None, (X,)))
+        watch = Watch(pvae.pair.parameters.find_parameters(model, None, (X,)))
     nn.init.constant_(linear.weight, torch.finfo(dtype).max)
     nn.init.constant_(other.weight, torch.finfo(torch.float64).max)
     watch.require(1, 1, "update")

@@ -16,8 +16,8 @@ from torch import nn
 import pvae
 from pvae.data import DataSet
 from pvae.nets import MLP
-from pvae.params import find_parameters
-from pvae.recipes import build, recipe_for
+from pvae.pair.parameters import find_parameters
+from pvae.runs.recipes import build, recipe_for
 
 K = pvae.estimators.ImportanceSampling(20)
 X = (torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()

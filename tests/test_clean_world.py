@@ -252,7 +252,7 @@ def test_importing_every_module_leaves_the_world_as_it_was():
         before, environ = world(), dict(os.environ)
         import pvae
         modules = [module.name for module in pkgutil.walk_packages(pvae.__path__, "pvae.")]
-        shell = ("pvae.__main__", "pvae.cli", "pvae.commands", "pvae.endings", "pvae.showing")
+        shell = ("pvae.__main__", "pvae.cli.main", "pvae.cli.commands", "pvae.cli.endings", "pvae.cli.showing")
         modules = [name for name in modules if name not in shell]
         for name in modules:
             importlib.import_module(name)

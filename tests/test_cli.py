@@ -18,9 +18,9 @@ import torch
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
-from pvae.contexts import seeded
-from pvae.own_code import own_function
+from pvae.cli.main import app
+from pvae.cli.own_code import own_function
+from pvae.pair.contexts import seeded
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", 2, "--hidden", 16, "--latent-dim", 2, "--batch-size", 500, "--step-mode", "eager"]
@@ -84,7 +84,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def as_in_a_shell(*words, code="from pvae.cli import app; app()"):
+def as_in_a_shell(*words, code="from pvae.cli.main import app; app()"):
     """A command in a process of its own, which imports nothing that this one has."""
     command = [sys.executable, "-c", code, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
@@ -514,7 +514,7 @@ def test_fewer_labels_are_for_models_that_can_do_with_them(tmp_path):
 
 def test_help_is_quick_and_loads_no_torch():
     code = (
-        "import sys\nfrom pvae.cli import app\ntry:\n    app()\nfinally:\n"
+        "import sys\nfrom pvae.cli.main import app\ntry:\n    app()\nfinally:\n"
         "    print({'torch', 'pyro', 'numpy'} & set(sys.modules), file=sys.stderr)"
     )
     seconds = []

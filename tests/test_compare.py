@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
+from pvae.cli.main import app
 from pvae.data.batches import Batches
 from pvae.estimators import ImportanceSampling, PriorSampling
 from pvae.guides import Exact
@@ -299,7 +299,7 @@ def test_own_code_is_named_for_either_run(runs, tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "import torch, pvae\n"
-        "from pvae.contexts import seeded\n"
+        "from pvae.pair.contexts import seeded\n"
         "with seeded(0):\n"
         "    model = pvae.models.VAE((1, 8, 8), 2)\n"
         "    guide = pvae.guides.MeanField(model, torch.zeros(2, 1, 8, 8), hidden=(8,))\n"

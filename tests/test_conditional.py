@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
+from pvae.cli.main import app
 from pvae.data import DataSet
 from pvae.data.batches import Batches
 from pvae.estimators import ImportanceSampling, PriorSampling, Quadrature
@@ -88,7 +88,7 @@ def test_a_trained_guide_closes_the_gap_to_log_p_given_the_condition():
     guide = FullCovariance(model, batch, encoder=Beside()).double()
     result = pvae.fit(model, guide, batch, steps=800, lr=2e-2, schedule="cosine", train="guide", step_mode="traced")
     assert result.step_mode == "traced"
-    with torch.no_grad(), pvae.contexts.seeded(3):
+    with torch.no_grad(), pvae.pair.contexts.seeded(3):
         gap = (exact(model, *fresh) - ELBO(100).bound(model, guide, fresh)).mean().item()
     assert -0.005 < gap < 0.02
 

@@ -451,7 +451,7 @@ class Factories(TorchFunctionMode):
             while frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
                 frame = frame.f_back
             place = frame.f_globals.get("__name__", "")
-            if place.startswith("pvae.") and place != "pvae.entry":
+            if place.startswith("pvae.") and place != "pvae.pair.entry":
                 self.found[f"{place}:{frame.f_lineno}"] += 1
         return func(*args, **(kwargs or {}))
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pvae
-from pvae.contexts import seeded
 from pvae.data import DataSet
 from pvae.estimators import (
     AnnealedImportanceSampling,
@@ -24,11 +23,12 @@ from pvae.estimators import (
 )
 from pvae.graphs import replay
 from pvae.graphs.capture import Captured
-from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
 from pvae.objectives.baselines import Neural
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 from pvae.training import linear_warmup
 from tests import tables
 from tests.tables import GUIDES, MODELS, NO_DENSITY, cast, cells, gradient_for

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import pvae
-from pvae.data.batch import as_batch
 from pvae.estimators import ImportanceSampling
 from pvae.models.likelihoods import Gaussian
 from pvae.nets import MLP
+from pvae.support.batch import as_batch
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 COUNTS = torch.poisson(torch.full((40, 6), 0.7), generator=torch.Generator().manual_seed(0))

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import pvae
-from pvae.aggregate import log_aggregate_posterior, pairwise_log_factors, pairwise_log_guide
 from pvae.guides import Delta, Exact, FullCovariance, MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.objectives import ELBO, BetaTCVAE, InfoVAE
 from pvae.objectives.info import squared_mmd
 from pvae.objectives.total_correlation import log_aggregate
+from pvae.pair.aggregate import log_aggregate_posterior, pairwise_log_factors, pairwise_log_guide
 
 SLOPE, SCALE = (1.5, -0.8), 0.6
 

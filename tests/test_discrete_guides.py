@@ -10,15 +10,15 @@ from torch import nn
 
 import pvae
 from pvae import truth
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling
 from pvae.estimators.enumeration import joint_states
 from pvae.guides import Bernoulli, Categorical, MeanField, Mixed, RelaxedBernoulli, RelaxedCategorical
-from pvae.guides.straight_through import StraightThroughBernoulli, StraightThroughOneHot
-from pvae.guides.temperature import Temperature
+from pvae.guides.parts.straight_through import StraightThroughBernoulli, StraightThroughOneHot
+from pvae.guides.parts.temperature import Temperature
 from pvae.models import VAE
 from pvae.objectives import ELBO, IWAE
 from pvae.objectives.baselines import LeaveOneOut
+from pvae.pair.contexts import seeded
 from tests.test_marginal import Clusters
 
 DOUBLE = torch.float64

@@ -12,13 +12,13 @@ from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import Enumeration, ImportanceSampling
 from pvae.guides import MeanField
-from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 
 DOUBLE = torch.float64
 PARALLEL = {"enumerate": "parallel"}

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 import pvae
 from pvae.estimators import DefensiveMixture, ImportanceSampling, Jackknife, PriorSampling
 from pvae.estimators.jackknife import jackknife
-from pvae.estimators.psis import smooth
-from pvae.estimators.stream import WeightStream, estimate_from
+from pvae.estimators.weights.psis import smooth
+from pvae.estimators.weights.stream import WeightStream, estimate_from
 from pvae.models import LinearGaussian
 from tests import own_pairs
 from tests.test_psis import normal_weights

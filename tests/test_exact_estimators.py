@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal, Normal
 import pvae
 from pvae import truth
 from pvae.estimators import Enumeration, ImportanceSampling, ParzenWindow, Quadrature
-from pvae.estimators.box import bounding_box
-from pvae.estimators.cubature import integrate
+from pvae.estimators.density.box import bounding_box
+from pvae.estimators.density.cubature import integrate
 from pvae.estimators.enumeration import joint_states
 from pvae.models import LinearGaussian
 

@@ -14,7 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 AS_A_SCRIPT = "own_pair"
 # What takes seconds to import, and most examples do.
-LOADED = ["arviz", "matplotlib.pyplot", "pvae.cli", "pvae.guides", "pvae.models", "sklearn.datasets", "torch._dynamo"]
+LOADED = [
+    "arviz",
+    "matplotlib.pyplot",
+    "pvae.cli.main",
+    "pvae.guides",
+    "pvae.models",
+    "sklearn.datasets",
+    "torch._dynamo",
+]
 
 
 def run_script(script, words, printed, complaints):

@@ -13,11 +13,12 @@ from torch.distributions import constraints
 import pvae
 from pvae import truth
 from pvae.estimators import DefensiveMixture, ImportanceSampling
-from pvae.guides import MeanField, inverse_cdf
-from pvae.guides.families import FAMILIES, table
-from pvae.guides.matching import at_site, num_outputs
+from pvae.guides import MeanField
+from pvae.guides.parts import inverse_cdf
+from pvae.guides.parts.families import FAMILIES, table
+from pvae.guides.parts.matching import at_site, num_outputs
 from pvae.objectives import ELBO, IWAE
-from pvae.sites import LatentSite, Plate
+from pvae.pair.sites import LatentSite, Plate
 
 DOUBLE = torch.float64
 

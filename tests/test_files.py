@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
+from pvae.cli.main import app
 from pvae.data.unzipped import most_bytes
 from pvae.data.words import in_words
 

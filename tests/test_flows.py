@@ -11,11 +11,11 @@ import torch
 import pvae
 import pvae.truth
 from pvae.guides import IAF, CouplingFlow, FullCovariance, MeanField, PlanarFlow, SplineFlow
-from pvae.layout import read_layout
 from pvae.models import LinearGaussian
 from pvae.objectives import ELBO, IWAE
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 from tests.test_any_model import Every
 
 FLOWS = {"CouplingFlow": CouplingFlow, "IAF": IAF, "PlanarFlow": PlanarFlow, "SplineFlow": SplineFlow}

@@ -13,8 +13,8 @@ from torch import nn
 import pvae
 from pvae.estimators import ImportanceSampling
 from pvae.objectives import IWAE
-from pvae.params import find_parameters
-from pvae.store import private_store
+from pvae.pair.parameters import find_parameters
+from pvae.pair.store import private_store
 
 X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 

@@ -11,14 +11,14 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae
-from pvae.contexts import seeded
 from pvae.guides import FullCovariance, Local, LowRank, MeanField, Mixture, SemiAmortized
 from pvae.guides.mixture import _DiagonalMixture
-from pvae.layout import read_layout
 from pvae.models import LinearGaussian
 from pvae.objectives import ELBO, IWAE
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 
 X_DIM, LATENT_DIM, NUM_DATA = 8, 3, 60
 

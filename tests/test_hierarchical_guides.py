@@ -16,11 +16,11 @@ from torch.nn.functional import softplus
 import pvae
 from pvae.estimators import ImportanceSampling
 from pvae.guides import Auxiliary, BottomUp, Ladder, MeanField, TopDown
-from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
 from pvae.objectives.baselines import LeaveOneOut
-from pvae.runs import run_pair
-from pvae.sites import random_sites
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.sites import random_sites
 
 ALL = [BottomUp, TopDown, Ladder, Auxiliary]
 

@@ -24,7 +24,7 @@ from pvae.models.likelihoods import (
     StudentT,
     ZeroInflatedNegativeBinomial,
 )
-from pvae.recipes import build, exported, recipe_for
+from pvae.runs.recipes import build, exported, recipe_for
 
 KINDS = ("real", "binary", "count", ("categorical", 3), "real")
 

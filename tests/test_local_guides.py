@@ -82,10 +82,10 @@ def test_refined_numbers_are_the_same_whatever_the_particles(linear):
     locs = []
     for num_samples in (1, 5):
         torch.manual_seed(2)
-        with pvae.store.private_store(model, guide):
-            layout = pvae.layout.read_layout(model, guide, (x,), num_samples)
+        with pvae.pair.store.private_store(model, guide):
+            layout = pvae.pair.look.read_layout(model, guide, (x,), num_samples)
             torch.manual_seed(3)
-            run = pvae.runs.run_pair(model, guide, (x,), num_samples, layout)
+            run = pvae.pair.run.run_pair(model, guide, (x,), num_samples, layout)
         locs.append(run.guide["z"]["fn"].mean.reshape(-1, 60, 2)[0])
     torch.testing.assert_close(*locs)
 
@@ -110,9 +110,9 @@ def test_a_mixture_has_both_modes_and_a_density_that_integrates_to_one():
     with torch.no_grad():
         grid = torch.linspace(-6, 6, 4001)
         given = {"z": grid[:, None, None].expand(4001, 8, 1)}
-        with pvae.store.private_store(guide):
-            layout = pvae.layout.read_layout(guide, None, (x,), 2)
-            log_q = pvae.runs.run_pair(guide, None, (x,), 4001, layout, given=given).log_weights().log_prior
+        with pvae.pair.store.private_store(guide):
+            layout = pvae.pair.look.read_layout(guide, None, (x,), 2)
+            log_q = pvae.pair.run.run_pair(guide, None, (x,), 4001, layout, given=given).log_weights().log_prior
         negative = log_q[grid < 0].exp().sum(0) * (grid[1] - grid[0])
     assert (negative > 0.2).all()
     assert (negative < 0.8).all()

@@ -12,7 +12,6 @@ from torch.distributions import MultivariateNormal
 
 import pvae
 from pvae import truth
-from pvae.contexts import seeded
 from pvae.estimators import (
     DefensiveMixture,
     Enumeration,
@@ -24,11 +23,12 @@ from pvae.estimators import (
 )
 from pvae.estimators.enumeration import joint_states
 from pvae.guides import Bernoulli, Categorical, MeanField
-from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
 from pvae.objectives.baselines import LeaveOneOut
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 
 DOUBLE = torch.float64
 PARALLEL = {"enumerate": "parallel"}

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 import pvae
 from pvae.data import missing
 from pvae.estimators import ImportanceSampling
-from pvae.estimators.weighted import Picks, WeightedMean
+from pvae.estimators.weights.weighted import Picks, WeightedMean
 from pvae.guides import Delta, Exact, FullCovariance, MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.models.likelihoods import Bernoulli, Categorical, Gaussian, observed_only
@@ -199,7 +199,7 @@ def blind(x, observed=None):
 
 
 def weigh(model, *batch):
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         return pvae.log_weights(model, blind, batch, 3).log_likelihood
 
 

@@ -9,12 +9,12 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling, Quadrature
 from pvae.guides import FullCovariance, MeanField
 from pvae.models import VAE, MixtureVAE
 from pvae.models.likelihoods import Gaussian
 from pvae.objectives import ELBO, IWAE
+from pvae.pair.contexts import seeded
 
 X_DIM, NOISE = 3, 0.5
 

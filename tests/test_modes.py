@@ -226,7 +226,7 @@ def test_a_million_particles_in_float32_meet_the_closed_form():
 
 def test_a_million_float32_weights_add_up_like_float64_ones():
     weights = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0)) * 3 - 500
-    stream = pvae.estimators.stream.WeightStream(len(weights))
+    stream = pvae.estimators.weights.stream.WeightStream(len(weights))
     for chunk in weights.split(977):
         stream.update(chunk)
     exact = weights.double().logsumexp(0) - math.log(len(weights))
@@ -237,7 +237,7 @@ def test_chunks_without_any_weight_change_nothing():
     """Rows of zero weights, first, last and in between, for data whose log weights are far below zero."""
     rows = torch.full((4096, 2), -math.inf)
     rows[1024:2048] = -1000.0
-    stream = pvae.estimators.stream.WeightStream(4096)
+    stream = pvae.estimators.weights.stream.WeightStream(4096)
     for chunk in rows.split(1024):
         stream.update(chunk)
     expected = torch.full((2,), -1000.0 + math.log(1 / 4), dtype=torch.float64)

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import pvae
-from pvae.recipes import exported
+from pvae.runs.recipes import exported
 
 SIGNATURES = {
     pvae.fit: "model guide data * objective epochs steps batch_size lr optimizer schedule kl_schedule clip_norm ema "

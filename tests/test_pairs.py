@@ -15,13 +15,14 @@ from torch.distributions import Bernoulli, Normal
 from torch.nn import functional
 
 import pvae
-from pvae import params, store
 from pvae.estimators import ImportanceSampling, PriorSampling
-from pvae.layout import read_layout
 from pvae.objectives import ELBO, IWAE
-from pvae.params import home
-from pvae.sites import as_batch
-from pvae.store import private_store
+from pvae.pair import parameters as params
+from pvae.pair import store
+from pvae.pair.look import read_layout
+from pvae.pair.parameters import home
+from pvae.pair.sites import as_batch
+from pvae.pair.store import private_store
 from tests import own_pairs
 from tests.own_pairs import OBSERVED, PAIRS, TOTAL, Pair, pictures
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 import pvae
-from pvae.aggregate import log_aggregate_posterior
 from pvae.estimators import ImportanceSampling
 from pvae.guides import IAF, Delta, FullCovariance, MeanField, PlanarFlow
 from pvae.models import VAE, likelihoods
@@ -25,7 +24,8 @@ from pvae.models.priors import (
 )
 from pvae.nets import MLP
 from pvae.objectives import ELBO, IWAE
-from pvae.store import private_store
+from pvae.pair.aggregate import log_aggregate_posterior
+from pvae.pair.store import private_store
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round().double()
 

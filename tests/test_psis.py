@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pvae.estimators.psis import khat, khat_threshold, smooth, tail_length
-from pvae.estimators.stream import WeightStream
+from pvae.estimators.weights.psis import khat, khat_threshold, smooth, tail_length
+from pvae.estimators.weights.stream import WeightStream
 
 
 def arviz_psis(log_weights):

@@ -12,11 +12,11 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
 import pvae
-from pvae import layout as layouts
-from pvae import verdicts
 from pvae.estimators import ImportanceSampling
 from pvae.objectives import ELBO, IWAE
-from pvae.store import private_store
+from pvae.pair import look as layouts
+from pvae.pair import verdicts
+from pvae.pair.store import private_store
 
 
 def linear(decode, encode=None, num=12):

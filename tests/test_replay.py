@@ -12,12 +12,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.data import DataLoader
 
 import pvae
-from pvae.estimators import ImportanceSampling, chunks
+from pvae.estimators import ImportanceSampling
+from pvae.estimators.weights import chunks
 from pvae.graphs import matmul, replay
 from pvae.graphs.flatten import flatten
 from pvae.graphs.hoist import split
 from pvae.graphs.replay import Replay
-from pvae.params import Parameters
+from pvae.pair.parameters import Parameters
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import pvae
 from pvae.estimators import DefensiveMixture, ImportanceSampling, Jackknife, PriorSampling
-from pvae.estimators.stream import WeightStream
+from pvae.estimators.weights.stream import WeightStream
 from pvae.guides import Exact, MeanField
 from pvae.models import VAE, LinearGaussian
 from pvae.objectives import ELBO, IWAE, MIWAE

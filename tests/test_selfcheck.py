@@ -9,10 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 from pvae import selfcheck, truth
-from pvae.cli import app
+from pvae.cli.main import app
 from pvae.estimators import ImportanceSampling, Quadrature
 from pvae.objectives import ELBO, IWAE
-from pvae.recipes import exported
+from pvae.runs.recipes import exported
 from pvae.selfcheck import Row, of_bounds, of_estimators, of_gradients
 from pvae.selfcheck.answers import BitsAnswers, LineAnswers, expected, log_mean
 from pvae.selfcheck.cases import Case

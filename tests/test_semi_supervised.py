@@ -9,14 +9,14 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import pvae
-from pvae.contexts import seeded
 from pvae.estimators import ImportanceSampling
 from pvae.guides import MeanField, SemiSupervised
 from pvae.models import VAE, SemiSupervisedVAE
 from pvae.models.likelihoods import Gaussian
 from pvae.objectives import ELBO, IWAE, Supervised
 from pvae.objectives.baselines import LeaveOneOut
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.store import private_store
 
 X_DIM, NOISE, NUM_DATA = 3, 0.5, 8
 LABELS = torch.tensor([0, -1, 1, -1, 1, 0, -1, -1])

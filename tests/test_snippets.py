@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import pvae
-from pvae.cli import app
+from pvae.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -32,7 +32,7 @@ class Affine(nn.Module):
 
 
 def affine():
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         emission = MLP(LATENT, (), (WIDTH,))
         nn.init.normal_(emission.layers[-1].bias)
         model = StateSpace((STEPS, WIDTH), LATENT, likelihood=Gaussian(NOISE), transition=Affine(), emission=emission)
@@ -140,7 +140,7 @@ def test_steps_that_are_not_observed_are_not_looked_at():
     guide = Recurrent(model, (x, GAPS), hidden=(5,))
     values = []
     for data in (x, other):
-        with pvae.contexts.seeded(1):
+        with pvae.pair.contexts.seeded(1):
             values.append(pvae.log_weights(model, guide, (data, GAPS), 2).values)
     assert torch.equal(*values)
 
@@ -150,13 +150,13 @@ def test_a_trained_structured_guide_has_a_smaller_gap_than_any_independent_laten
     model = affine()
     x = sequences(model, 400)
     observed = LENGTHS[torch.arange(400) % len(LENGTHS)]
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         guide = Recurrent(model, (x, observed), hidden=(16,))
     options = {"train": "guide", "lr": 2e-2, "schedule": "cosine", "step_mode": "traced"}
     result = pvae.fit(model, guide, (x, observed), steps=300, batch_size=200, seed=1, **options)
     assert result.step_mode == "traced"
     exact = log_prob(model, x, observed)
-    with pvae.contexts.seeded(2):
+    with pvae.pair.contexts.seeded(2):
         gap = (exact - pvae.objectives.ELBO(20).bound(model, guide, (x, observed)).detach()).mean()
     # KL of the best independent latents, N(loc, diag(1 / precision_ii)), to the posterior.
     _, precision = posteriors(model, x, observed)
@@ -169,7 +169,7 @@ def test_a_trained_structured_guide_has_a_smaller_gap_than_any_independent_laten
 
 def test_a_forecast_has_the_moments_of_the_chain():
     model, num = affine(), 20_000
-    with pvae.contexts.seeded(1):
+    with pvae.pair.contexts.seeded(1):
         z = model.forecast(torch.ones(num, LATENT).double(), 2)
     weight, bias = model.transition.layer.weight, model.transition.layer.bias
     first = weight @ torch.ones(LATENT).double() + bias
@@ -194,7 +194,7 @@ def test_rows_of_real_digits_as_sequences_of_several_lengths():
     digits = pvae.data.load("digits", binarize="threshold")
     x = digits.train[:, 0]
     observed = torch.arange(8) < torch.randint(4, 9, (len(x), 1), generator=torch.Generator().manual_seed(0))
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         model = StateSpace((8, 8), 4, emission=MLP(4, (32,), (8,)))
         guide = Recurrent(model, (x, observed), hidden=(32,))
     result = pvae.fit(model, guide, (x, observed), steps=25, lr=2e-2, step_mode="eager")

@@ -14,10 +14,10 @@ from torch import nn
 
 import pvae
 from pvae.objectives import ELBO, IWAE
-from pvae.params import find_parameters
-from pvae.settings import settings_of
-from pvae.sites import as_batch
-from pvae.store import private_store
+from pvae.pair.parameters import find_parameters
+from pvae.pair.python_state import settings_of
+from pvae.pair.sites import as_batch
+from pvae.pair.store import private_store
 from pvae.training import linear_warmup
 from pvae.training.step import EagerStep, TracedStep
 from tests import own_pairs

@@ -17,8 +17,8 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import pvae
-from pvae import owners, store
 from pvae.estimators import ImportanceSampling
+from pvae.pair import owners, store
 from tests import own_pairs
 
 X = torch.tensor([-3.2, -2.7, -3.1, 2.9, 3.3, 2.8])
@@ -399,4 +399,4 @@ def test_data_go_where_a_wrapped_pair_is():
         return net(x)
 
     for wrapped in (poutine.scale(model, scale=2.0), functools.partial(model), lambda x: model(x)):
-        assert pvae.params.home(wrapped).type == "meta"
+        assert pvae.pair.parameters.home(wrapped).type == "meta"

@@ -20,7 +20,7 @@ from pvae.estimators import (
 )
 from pvae.guides import Delta, FullCovariance, MeanField, Mixed
 from pvae.objectives import IWAE
-from pvae.supports import bijection, support_of
+from pvae.pair.supports import bijection, support_of
 
 SIGMAS = 5
 T = partial(torch.tensor, dtype=torch.float64)

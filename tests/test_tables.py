@@ -7,8 +7,8 @@ import torch
 
 import pvae
 from pvae.objectives import ELBO, IWAE
-from pvae.recipes import exported
-from pvae.sites import as_batch
+from pvae.pair.sites import as_batch
+from pvae.runs.recipes import exported
 from tests.tables import (
     GUIDES,
     MODELS,

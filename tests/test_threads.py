@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pvae
 from pvae.estimators import ImportanceSampling
-from pvae.sites import latent_sites
+from pvae.pair.sites import latent_sites
 from tests.own_pairs import BatchNormPair
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))

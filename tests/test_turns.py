@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import pvae
-from pvae.aggregate import information
 from pvae.guides import MeanField
 from pvae.models import VAE, LinearGaussian
-from pvae.store import private_store
+from pvae.pair.aggregate import information
+from pvae.pair.store import private_store
 from pvae.training import Aggressive, Alternating, cyclical, linear_warmup
 
 

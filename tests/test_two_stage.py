@@ -19,7 +19,7 @@ SCALES = (0.5, 0.8)  # of x | z and z | u
 
 
 def linear_stages():
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         first = VAE((5,), 3, likelihood=Gaussian(SCALES[0]), decoder=MLP(3, (), (5,)))
         second = VAE((3,), 2, likelihood=Gaussian(SCALES[1]), decoder=MLP(2, (), (3,)))
     return TwoStageVAE(first, second).double()
@@ -69,7 +69,7 @@ def test_the_chained_posteriors_of_linear_stages_weigh_every_draw_by_log_p():
 def test_importance_sampling_with_stage_guides_meets_log_p():
     model = linear_stages()
     x = data(model, 6)
-    with pvae.contexts.seeded(1):
+    with pvae.pair.contexts.seeded(1):
         first = MeanField(model.first, x, hidden=(8,)).double()
         second = MeanField(model.second, torch.zeros(2, 3).double(), hidden=(8,)).double()
     guide = Chained(model, first, second)
@@ -113,7 +113,7 @@ def test_fitting_stage_by_stage_takes_two_calls():
     with torch.no_grad():
         true.log_scale.fill_(math.log(0.3))
     x = pvae.sample(true, 500, like=torch.zeros(1, 4).double())["x"]
-    with pvae.contexts.seeded(0):
+    with pvae.pair.contexts.seeded(0):
         first = VAE((4,), 2, likelihood=Gaussian("shared"), decoder=MLP(2, (), (4,))).double()
         second = VAE((2,), 2, likelihood=Gaussian("shared"), decoder=MLP(2, (8,), (2,))).double()
         first_guide = MeanField(first, x, hidden=(8,)).double()
@@ -150,7 +150,7 @@ def test_active_dimensions_are_those_of_narrow_posteriors():
 @pytest.mark.slow
 def test_active_dimensions_are_those_of_the_manifold():
     """Data on a curved surface in 20 dimensions: the scale falls to near nothing, and 2 of 6 latents are active."""
-    with pvae.contexts.seeded(0), torch.no_grad():
+    with pvae.pair.contexts.seeded(0), torch.no_grad():
         surface = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20))
         x = surface(torch.randn(2000, 2))
         x = (x - x.mean(0)) / x.std()

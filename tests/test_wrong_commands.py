@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pvae.cli import app
+from pvae.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--step-mode", "eager", "--device", "cpu"]
@@ -485,7 +485,7 @@ def test_error_is_json_where_the_output_would_be():
 
 
 def test_fault_of_pvaes_own_is_one_line_and_another_exit_code(monkeypatch):
-    monkeypatch.setattr("pvae.commands.catalogue", lambda: {}["of a bug"])
+    monkeypatch.setattr("pvae.cli.commands.catalogue", lambda: {}["of a bug"])
     result = CliRunner().invoke(app, ["list"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
@@ -512,7 +512,9 @@ def test_names_with_markup_are_shown_as_they_are():
 def process(*words, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     # A run in the background ignores interrupts, and so would the processes that it starts.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pvae.cli import app; app()"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pvae.cli.main import app; app()"
+    )
     return subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stderr=subprocess.PIPE, **options)
 
 
@@ -537,7 +539,7 @@ def test_interrupt_ends_a_command_as_a_shell_expects():
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_mistyped_word_needs_no_torch_to_be_refused(as_json):
-    code = "import sys\nfrom pvae.cli import app\ntry:\n    app()\nfinally:\n    print('torch' in sys.modules)"
+    code = "import sys\nfrom pvae.cli.main import app\ntry:\n    app()\nfinally:\n    print('torch' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code, "train", "--epochs", "x" * 500, *(["--json"] if as_json else [])],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -11,7 +11,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.autoregressive import ComposedTransform, MonotonicAffineTransform, NormalizingFlow, autoregressive_step
+from pvae.support.autoregressive import (
+    ComposedTransform,
+    MonotonicAffineTransform,
+    NormalizingFlow,
+    autoregressive_step,
+)
 from pvae.support.refusals import whole, widths
 
 __all__ = ["FlowPrior"]

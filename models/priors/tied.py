@@ -16,9 +16,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.contexts import called_modules, seeded
-from pvae.sites import Site, random_sites
-from pvae.store import private_store
+from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.sites import Site, random_sites
+from pvae.pair.store import private_store
 from pvae.support.refusals import instance, one_line, shown, whole
 
 __all__ = ["TiedPrior", "rows_of"]

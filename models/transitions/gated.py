@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.nets import MLP, glorot
+from pvae.nets import MLP
+from pvae.support.glorot import glorot
 from pvae.support.refusals import number, whole, widths
 
 __all__ = ["Gated"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pvae.contexts import seeded
-from pvae.data.batch import Batch, Given, as_batch, require_finite
 from pvae.data.dataset import DataSet
+from pvae.pair.contexts import seeded
+from pvae.support.batch import Batch, Given, as_batch, require_finite
 from pvae.support.refusals import whole
 
 __all__ = ["Batches", "Data"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pvae.data.batch import Given
 from pvae.data.kinds import as_dense, check_finite
+from pvae.support.batch import Given
 
 __all__ = ["Parts", "as_beside", "one_hot_labels"]
 

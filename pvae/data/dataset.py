@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.data.batch import Part, as_part
 from pvae.data.beside import Parts, as_beside, one_hot_labels
 from pvae.data.kinds import Binarization, Kind, as_stored, check_binarization, check_kind
+from pvae.support.batch import Part, as_part
 from pvae.support.refusals import instance
 
 __all__ = ["Binarization", "DataSet", "Kind"]

@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pvae.data.batch import Part, as_part
 from pvae.data.exact import check_exact
+from pvae.support.batch import Part, as_part
 from pvae.support.refusals import choice, nearest, shown
 
 __all__ = ["Binarization", "Kind", "as_dense", "as_stored", "check_binarization", "check_finite", "check_kind"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvae.data.batch import Part, as_part
+from pvae.support.batch import Part, as_part
 from pvae.support.masks import as_mask
 
 __all__ = ["missing"]

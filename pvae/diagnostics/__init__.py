@@ -1,7 +1,5 @@
 """Numbers that say whether to trust a fit: collapse, inference gaps, calibration, gradients."""
 
-from pvae.aggregate import log_aggregate_posterior as log_aggregate_posterior
-from pvae.aggregate import pairwise_log_guide as pairwise_log_guide
 from pvae.diagnostics.dimensions import active_dimensions as active_dimensions
 from pvae.diagnostics.gaps import InferenceGap as InferenceGap
 from pvae.diagnostics.gaps import inference_gap as inference_gap
@@ -13,3 +11,5 @@ from pvae.diagnostics.ranks import Calibration as Calibration
 from pvae.diagnostics.ranks import calibration as calibration
 from pvae.diagnostics.units import Collapse as Collapse
 from pvae.diagnostics.units import collapse as collapse
+from pvae.pair.aggregate import log_aggregate_posterior as log_aggregate_posterior
+from pvae.pair.aggregate import pairwise_log_guide as pairwise_log_guide

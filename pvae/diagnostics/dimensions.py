@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pvae.entry import entry
 from pvae.generate import encode
+from pvae.pair.entry import entry
 from pvae.support.refusals import number, whole
 
 __all__ = ["active_dimensions"]

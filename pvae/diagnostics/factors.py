@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pvae.aggregate import factor
-from pvae.pair_run import PairRun
-from pvae.sites import Site
+from pvae.pair.aggregate import factor
+from pvae.pair.pair_run import PairRun
+from pvae.pair.sites import Site
 
 __all__ = ["site_kl", "site_mean"]
 

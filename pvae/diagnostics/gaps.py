@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.contexts import evaluation, running, seeded
 from pvae.data.batches import Data
 from pvae.diagnostics.local import free_guide, optimise
 from pvae.diagnostics.setting import PerDatum, looking, rows_at_once
-from pvae.entry import entry
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.log_marginal import Estimator, log_marginal, require_estimator
-from pvae.layout import read_layout
-from pvae.params import Parameters, find_parameters
-from pvae.runs import run_pair
-from pvae.sites import Batch
-from pvae.store import private_store
+from pvae.pair.contexts import evaluation, running, seeded
+from pvae.pair.entry import entry
+from pvae.pair.look import read_layout
+from pvae.pair.parameters import Parameters, find_parameters
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch
+from pvae.pair.store import private_store
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, function, number, shown, whole
 

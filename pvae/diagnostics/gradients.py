@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.contexts import seeded
 from pvae.data.batches import Batches
 from pvae.diagnostics.moments import NUM_BLOCKS, GradientStatistics, Moments, statistics
-from pvae.entry import entry
 from pvae.graphs.replay import Replay
 from pvae.graphs.trace import unchanged_buffers
 from pvae.objectives.objective import Objective
-from pvae.params import Parameters, settle
-from pvae.sites import Batch
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.entry import entry
+from pvae.pair.parameters import Parameters, settle
+from pvae.pair.sites import Batch
+from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import instance, nearest, one_line, shown, whole
 

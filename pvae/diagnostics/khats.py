@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.entry import entry
 from pvae.estimators.log_marginal import LogMarginal
+from pvae.pair.entry import entry
 from pvae.support.refusals import instance, whole
 
 __all__ = ["KhatMap", "khat_map"]

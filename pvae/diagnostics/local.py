@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import evaluation
 from pvae.graphs.replay import Replay
 from pvae.objectives.elbo import ELBO
-from pvae.params import find_parameters
-from pvae.sites import Batch
+from pvae.pair.contexts import evaluation
+from pvae.pair.parameters import find_parameters
+from pvae.pair.sites import Batch
 from pvae.training.schedules import cosine
 
 __all__ = ["free_guide", "optimise"]

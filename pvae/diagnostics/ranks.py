@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pvae.data.batches import Batches, Data
 from pvae.diagnostics.setting import looking, rows_at_once, take
-from pvae.entry import entry
-from pvae.layout import read_layout
-from pvae.places import Layout
-from pvae.runs import run_pair
-from pvae.simulate import simulate
-from pvae.sites import Batch, require_latents
+from pvae.pair.entry import entry
+from pvae.pair.layout import Layout
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.simulate import simulate
+from pvae.pair.sites import Batch, require_latents
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, whole
 

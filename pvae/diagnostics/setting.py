@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.contexts import evaluation, seeded
 from pvae.data.batches import Batches, Data
-from pvae.data_support import require_support
-from pvae.params import Parameters, settle
-from pvae.sites import Batch
-from pvae.store import private_store
+from pvae.data.supports import require_support
+from pvae.pair.contexts import evaluation, seeded
+from pvae.pair.parameters import Parameters, settle
+from pvae.pair.sites import Batch
+from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import whole
 

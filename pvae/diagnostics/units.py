@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.aggregate import log_aggregate_posterior, refuse_points
 from pvae.data.batches import Data
 from pvae.diagnostics.factors import site_kl, site_mean
 from pvae.diagnostics.setting import PerDatum, looking, take
-from pvae.entry import entry
-from pvae.layout import read_layout
-from pvae.pair_run import PairRun
-from pvae.runs import run_pair
-from pvae.sites import require_latents
+from pvae.pair.aggregate import log_aggregate_posterior, refuse_points
+from pvae.pair.entry import entry
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import PairRun
+from pvae.pair.run import run_pair
+from pvae.pair.sites import require_latents
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, number, whole
 

@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 import torch
 
-from pvae.estimators.annealing import Path, Schedule, temperatures
-from pvae.estimators.chunks import StepMode, check_chunks, rows_at_once
-from pvae.estimators.step_sizes import PILOT_TRANSITIONS, tuned_steps
-from pvae.estimators.stream import Estimate
-from pvae.estimators.unconstrained import UnconstrainedJoint
-from pvae.params import Parameters
-from pvae.sites import Batch
+from pvae.estimators.density.annealing import Path, Schedule, temperatures
+from pvae.estimators.density.step_sizes import PILOT_TRANSITIONS, tuned_steps
+from pvae.estimators.density.unconstrained import UnconstrainedJoint
+from pvae.estimators.weights.chunks import StepMode, check_chunks, rows_at_once
+from pvae.estimators.weights.stream import Estimate
+from pvae.pair.parameters import Parameters
+from pvae.pair.sites import Batch
 from pvae.support.refusals import choice, number, whole
 
 __all__ = ["AnnealedImportanceSampling"]

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from pvae.estimators.annealed import AnnealedImportanceSampling
-from pvae.estimators.stream import Estimate
-from pvae.estimators.unconstrained import UnconstrainedJoint
-from pvae.params import Parameters
-from pvae.simulate import simulate
-from pvae.sites import Batch
+from pvae.estimators.density.unconstrained import UnconstrainedJoint
+from pvae.estimators.weights.stream import Estimate
+from pvae.pair.parameters import Parameters
+from pvae.pair.simulate import simulate
+from pvae.pair.sites import Batch
 
 __all__ = ["BidirectionalMonteCarlo"]
 

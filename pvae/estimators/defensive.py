@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.estimators.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.importance import require_density
-from pvae.estimators.stream import Estimate, WeightStream, estimate_from
-from pvae.layout import read_layout
-from pvae.pair_run import LogWeights
-from pvae.params import Parameters
-from pvae.places import Layout
-from pvae.runs import run_pair
-from pvae.sites import Batch
+from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
+from pvae.estimators.weights.stream import Estimate, WeightStream, estimate_from
+from pvae.pair.layout import Layout
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import LogWeights
+from pvae.pair.parameters import Parameters
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch
 from pvae.support.refusals import number
 
 __all__ = ["DefensiveMixture"]

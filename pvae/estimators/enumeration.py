@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pvae.contexts import seeded
-from pvae.enumerable import entry_by_entry
-from pvae.estimators.joint import Joint
-from pvae.estimators.stream import Estimate
-from pvae.params import Parameters
-from pvae.runs import run_pair
-from pvae.sites import Batch, as_batch
-from pvae.states import States
-from pvae.store import private_store
+from pvae.estimators.density.joint import Joint
+from pvae.estimators.weights.stream import Estimate
+from pvae.pair.contexts import seeded
+from pvae.pair.parameters import Parameters
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, as_batch
+from pvae.pair.store import private_store
+from pvae.pair.sums.enumerable import entry_by_entry
+from pvae.pair.sums.states import States
 from pvae.support.refusals import whole
 
 __all__ = ["Enumeration", "JointStates", "joint_states"]

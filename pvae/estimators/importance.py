@@ -8,14 +8,14 @@ from typing import Any
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pvae.estimators.chunks import Chunks, StepMode, check_chunks
-from pvae.estimators.stream import Estimate, WeightStream
-from pvae.layout import read_layout
-from pvae.pair_run import PairRun
-from pvae.params import Parameters
-from pvae.places import Layout
-from pvae.runs import run_pair
-from pvae.sites import Batch, base_of
+from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
+from pvae.estimators.weights.stream import Estimate, WeightStream
+from pvae.pair.layout import Layout
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import PairRun
+from pvae.pair.parameters import Parameters
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, base_of
 from pvae.support.refusals import flag
 
 __all__ = ["GuideProposal", "ImportanceSampling", "PriorSampling", "require_density"]
@@ -32,7 +32,7 @@ class ImportanceSampling:
             which random numbers are drawn, never how many weights count.
         step_mode: as in `pvae.fit`; "auto" traces and compiles the chunk where the run is long enough to pay for it.
         smooth: replace the largest weights by quantiles of a generalised Pareto distribution fitted to them
-            (`pvae.estimators.psis.smooth`): steadier where k-hat is high, but biased, so no bound.
+            (`pvae.estimators.weights.psis.smooth`): steadier where k-hat is high, but biased, so no bound.
 
     Attributes: `bound` "lower", or "none" for smoothed weights; `averages_weights`, whether the value is the log of
     a plain mean of weights, which further draws may join.

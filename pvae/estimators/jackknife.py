@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pvae.estimators.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.importance import GuideProposal
-from pvae.estimators.stream import Estimate, WeightStream
-from pvae.params import Parameters
-from pvae.sites import Batch
+from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
+from pvae.estimators.weights.stream import Estimate, WeightStream
+from pvae.pair.parameters import Parameters
+from pvae.pair.sites import Batch
 from pvae.support.refusals import whole
 
 __all__ = ["Jackknife", "jackknife"]

@@ -10,19 +10,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches, Data
-from pvae.data_support import SupportWatch, require_support
-from pvae.entry import entry
+from pvae.data.supports import SupportWatch, require_support
 from pvae.estimators.importance import ImportanceSampling
-from pvae.estimators.psis import khat_threshold
-from pvae.estimators.rounds import Rounds
-from pvae.estimators.stream import Estimate, joined
-from pvae.params import Parameters, find_parameters, settle
-from pvae.progress import Progress
-from pvae.sites import Batch
-from pvae.store import private_store
+from pvae.estimators.weights.psis import khat_threshold
+from pvae.estimators.weights.rounds import Rounds
+from pvae.estimators.weights.stream import Estimate, joined
+from pvae.pair.contexts import evaluation, in_one_line, seeded
+from pvae.pair.entry import entry
+from pvae.pair.parameters import Parameters, find_parameters, settle
+from pvae.pair.sites import Batch
+from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
+from pvae.support.progress import Progress
 from pvae.support.refusals import flag, shown, whole
 
 __all__ = ["Estimator", "LogMarginal", "log_marginal", "require_estimator"]

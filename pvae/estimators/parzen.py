@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.estimators.stream import Estimate, WeightStream
-from pvae.params import Parameters
-from pvae.simulate import Simulator
-from pvae.sites import Batch
+from pvae.estimators.weights.stream import Estimate, WeightStream
+from pvae.pair.parameters import Parameters
+from pvae.pair.simulate import Simulator
+from pvae.pair.sites import Batch
 from pvae.support.refusals import number, whole
 
 __all__ = ["ParzenWindow"]

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.estimators.box import bounding_box
-from pvae.estimators.cubature import NODES, integrate
-from pvae.estimators.joint import Joint
-from pvae.estimators.stream import Estimate
-from pvae.params import Parameters
-from pvae.sites import Batch, moving_support
+from pvae.estimators.density.box import bounding_box
+from pvae.estimators.density.cubature import NODES, integrate
+from pvae.estimators.density.joint import Joint
+from pvae.estimators.weights.stream import Estimate
+from pvae.pair.parameters import Parameters
+from pvae.pair.sites import Batch, moving_support
+from pvae.pair.supports import family_of, free_shape, onto, shared, support_of
 from pvae.support.refusals import whole
-from pvae.supports import family_of, free_shape, onto, shared, support_of
 
 __all__ = ["Quadrature"]
 

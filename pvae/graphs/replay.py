@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from pvae.contexts import seeded, uncompiled
 from pvae.graphs.capture import Captured
 from pvae.graphs.compiling import compile_graph, compiler_present, seconds_to_compile
 from pvae.graphs.hoist import split
 from pvae.graphs.trace import Function, Untraceable, trace, unchanged_buffers
-from pvae.params import Parameters
-from pvae.settings import settings_of
+from pvae.pair.contexts import seeded, uncompiled
+from pvae.pair.parameters import Parameters
+from pvae.pair.python_state import settings_of
 
 __all__ = ["Mode", "Replay"]
 
@@ -72,7 +72,8 @@ class Replay:
     its first call.
 
     A function that cannot be traced is called itself, with one log line that says why. A graph freezes the settings
-    that the pair reads from Python (`pvae.settings`): after `look` it is traced anew if they changed, a few times.
+    that the pair reads from Python (`pvae.pair.python_state`): after `look` it is traced anew if they changed, a few
+    times.
 
     Args:
         function: from tensors to tensors; besides them it reads the leaves of the pair.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae.contexts import seeded, uncompiled
 from pvae.graphs.flatten import flatten
-from pvae.params import Parameters
-from pvae.settings import settings_of
+from pvae.pair.contexts import seeded, uncompiled
+from pvae.pair.parameters import Parameters
+from pvae.pair.python_state import settings_of
 
 __all__ = ["Function", "Untraceable", "trace", "unchanged_buffers"]
 

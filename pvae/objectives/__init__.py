@@ -1,9 +1,9 @@
 """What training makes large: bounds on log p(x), and some values that are none; each a `pyro.infer.ELBO`."""
 
 from pvae.objectives import baselines as baselines
-from pvae.objectives.adversarial import GenerativeAdversarial as GenerativeAdversarial
-from pvae.objectives.adversarial_autoencoder import AdversarialAutoencoder as AdversarialAutoencoder
-from pvae.objectives.adversarial_variational_bayes import AdversarialVB as AdversarialVB
+from pvae.objectives.adversarial.autoencoder import AdversarialAutoencoder as AdversarialAutoencoder
+from pvae.objectives.adversarial.generative import GenerativeAdversarial as GenerativeAdversarial
+from pvae.objectives.adversarial.variational_bayes import AdversarialVB as AdversarialVB
 from pvae.objectives.combinations import CIWAE as CIWAE
 from pvae.objectives.combinations import MIWAE as MIWAE
 from pvae.objectives.combinations import PIWAE as PIWAE

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import running
 from pvae.nets import MLP
 from pvae.objectives.means import Advantages
-from pvae.sites import Batch, as_batch
-from pvae.support.outputs import require_shape
+from pvae.pair.contexts import running
+from pvae.pair.outputs import require_shape
+from pvae.pair.sites import Batch, as_batch
 from pvae.support.refusals import built, flag, number, widths
 
 __all__ = ["Baseline", "LeaveOneOut", "Neural", "RunningMean"]

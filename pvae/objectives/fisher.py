@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.contexts import called_modules, seeded
 from pvae.objectives.gradient import attach_draws, carry
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
-from pvae.runs import trace_pair
-from pvae.simulate import observed_parts
-from pvae.sites import Batch, base_of, random_sites
+from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.pair_run import PairRun
+from pvae.pair.run import trace_pair
+from pvae.pair.simulate import observed_parts
+from pvae.pair.sites import Batch, base_of, random_sites
 from pvae.support.refusals import whole
 
 __all__ = ["FisherAutoencoder"]

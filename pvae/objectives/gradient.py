@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.means import Advantages, Blend
-from pvae.pair_run import PairRun
+from pvae.pair.pair_run import PairRun
 from pvae.support.refusals import choice, instance
 
 __all__ = ["Gradient", "GradientName", "attach_draws", "carry", "sites_by_score"]

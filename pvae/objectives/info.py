@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pvae.objectives.adversarial.prior_draws import as_vectors, draw_prior
 from pvae.objectives.objective import Objective
-from pvae.objectives.prior_draws import as_vectors, draw_prior
-from pvae.pair_run import PairRun
-from pvae.sites import Batch
+from pvae.pair.pair_run import PairRun
+from pvae.pair.sites import Batch
 from pvae.support.refusals import choice, number
 
 __all__ = ["InfoVAE", "KernelName", "squared_mmd"]

@@ -8,7 +8,7 @@ from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
+from pvae.pair.pair_run import PairRun
 
 __all__ = ["IWAE"]
 

@@ -9,13 +9,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.layout import read_layout
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import Gradient, GradientName, attach_draws, carry
-from pvae.pair_run import PairRun
-from pvae.places import Layout
-from pvae.runs import run_pair
-from pvae.sites import Batch, Site, as_batch, base_of
+from pvae.pair.layout import Layout
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import PairRun
+from pvae.pair.run import run_pair
+from pvae.pair.sites import Batch, Site, as_batch, base_of
 from pvae.support.arguments import check_pair
 from pvae.support.refusals import number, whole
 
@@ -161,7 +161,7 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("pvae objectives read a pair through pvae.runs.run_pair")
+        raise NotImplementedError("pvae objectives read a pair through pvae.pair.run.run_pair")
 
 
 def site_without_gradient(site: Site) -> bool:

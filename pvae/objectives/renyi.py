@@ -10,7 +10,7 @@ from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
+from pvae.pair.pair_run import PairRun
 from pvae.support.refusals import number
 
 __all__ = ["CUBO", "Renyi"]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
-from pvae.sites import Batch
+from pvae.pair.pair_run import PairRun
+from pvae.pair.sites import Batch
 from pvae.support.refusals import instance, number
 
 __all__ = ["Supervised"]

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from pvae.aggregate import pairwise_log_factors
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
-from pvae.sites import as_batch
-from pvae.store import private_store
+from pvae.pair.aggregate import pairwise_log_factors
+from pvae.pair.pair_run import PairRun
+from pvae.pair.sites import as_batch
+from pvae.pair.store import private_store
 from pvae.support.refusals import choice, number, whole
 
 __all__ = ["AggregateName", "BetaTCVAE", "Decomposition", "log_aggregate"]

@@ -7,16 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pvae.contexts import called_modules, seeded
-from pvae.layout import read_layout
 from pvae.objectives.gradient import carry
 from pvae.objectives.means import PowerMean
 from pvae.objectives.objective import Objective
-from pvae.pair_run import PairRun
-from pvae.places import Layout
-from pvae.runs import run_pair
-from pvae.simulate import Simulator
-from pvae.sites import Batch
+from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.layout import Layout
+from pvae.pair.look import read_layout
+from pvae.pair.pair_run import PairRun
+from pvae.pair.run import run_pair
+from pvae.pair.simulate import Simulator
+from pvae.pair.sites import Batch
 from pvae.support.refusals import choice
 
 __all__ = ["ReweightedWakeSleep"]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pvae.layout import read_layout
 from pvae.objectives import BetaTCVAE, InfoVAE, Objective
 from pvae.objectives.info import KernelName
-from pvae.runs import run_pair
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.pairs import Line, LineGuide, X
 from pvae.selfcheck.rows import Check, Measured, mean_of, value_and_parameters
 from pvae.selfcheck.setting import Setting
-from pvae.store import private_store
 from pvae.truth import linear_gaussian
 
 __all__ = ["checks"]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from pvae.contexts import seeded
-from pvae.layout import read_layout
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Objective, Renyi
-from pvae.runs import run_pair
+from pvae.pair.contexts import seeded
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 from pvae.selfcheck.rows import Check, Measured, apart, mean_of, not_above
 from pvae.selfcheck.setting import Setting
-from pvae.store import private_store
 from pvae.truth import Truth, linear_gaussian
 
 __all__ = ["checks"]

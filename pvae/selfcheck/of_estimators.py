@@ -19,9 +19,9 @@ from pvae.estimators import (
     Quadrature,
 )
 from pvae.estimators.log_marginal import Estimator, log_marginal
+from pvae.pair.sites import latent_sites
 from pvae.selfcheck.rows import Check, Measured, apart, of_data
 from pvae.selfcheck.setting import Setting
-from pvae.sites import latent_sites
 from pvae.truth import Truth
 from pvae.weights import log_weights
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pvae.objectives import ELBO, IWAE, Objective
+from pvae.pair.store import private_store
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.cases import Case, bits_cases, line_cases
 from pvae.selfcheck.game_cases import game_cases
 from pvae.selfcheck.pairs import Bits, BitsGuide, Line, LineGuide, X
 from pvae.selfcheck.rows import Check, Measured, apart, mean_of, value_and_parameters
 from pvae.selfcheck.setting import Setting
-from pvae.store import private_store
 
 __all__ = ["checks"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pvae.estimators import BidirectionalMonteCarlo, ParzenWindow
-from pvae.estimators.annealing import Path
+from pvae.estimators.density.annealing import Path
+from pvae.estimators.density.unconstrained import UnconstrainedJoint
 from pvae.estimators.log_marginal import log_marginal
-from pvae.estimators.unconstrained import UnconstrainedJoint
+from pvae.pair.sites import Batch
 from pvae.selfcheck.rows import Check, Measured, mean_of, not_above, of_data
 from pvae.selfcheck.setting import Setting
-from pvae.sites import Batch
 from pvae.truth import Truth, linear_gaussian
 
 __all__ = ["checks"]

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 
 from pvae import truth
-from pvae.contexts import seeded
-from pvae.entry import entry
-from pvae.params import as_device
-from pvae.progress import Progress
+from pvae.pair.contexts import seeded
+from pvae.pair.entry import entry
+from pvae.pair.parameters import as_device
 from pvae.selfcheck import of_batches, of_bounds, of_estimators, of_gradients, of_simulations
 from pvae.selfcheck.rows import Row
 from pvae.selfcheck.setting import Setting
 from pvae.support.arguments import check_seed
+from pvae.support.progress import Progress
 from pvae.support.refusals import flag, function, instance, whole
 from pvae.truth import Truth
 

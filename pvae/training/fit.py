@@ -16,24 +16,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import pvae
-from pvae.checking import require
-from pvae.contexts import FAILURES, evaluation, seeded
 from pvae.data.batches import Batches, Data
 from pvae.data.dataset import DataSet
-from pvae.data_support import require_support
-from pvae.entry import alone, entry
+from pvae.data.supports import require_support
 from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
-from pvae.params import frozen_modules, settle
-from pvae.progress import Progress
-from pvae.store import Bare, bare_parameters, private_store
-from pvae.support.arguments import check_pair, check_seed, path_of
-from pvae.support.refusals import choice, flag, function, instance, nearest, number, one_line, shown, whole
-from pvae.training.checkpoint import write_run
+from pvae.pair.contexts import FAILURES, evaluation, seeded
+from pvae.pair.entry import alone, entry
+from pvae.pair.parameters import frozen_modules, settle
+from pvae.pair.store import Bare, bare_parameters, private_store
+from pvae.runs.writer import RunWriter
+from pvae.support.arguments import check_pair, check_seed
+from pvae.support.progress import Progress
+from pvae.support.refusals import choice, flag, number, one_line, shown, whole
+from pvae.training.arguments import check_functions, check_lengths, check_suited
+from pvae.training.contract import require_contract
 from pvae.training.last_batch import settle_last_batches
 from pvae.training.length import Length
 from pvae.training.loop import Loop, Record, StepMode
-from pvae.training.metrics import MetricsWriter
 from pvae.training.turns import Turns, turns_for
 from pvae.training.validation import Validation
 
@@ -166,7 +166,7 @@ def fit(
             and for a validation bound that is nan.
     """
     check_pair(model, guide)
-    _check_lengths(epochs, steps, early_stopping)
+    check_lengths(epochs, steps, early_stopping)
     lr = number("lr", lr, above=0, usual=1e-3)
     clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, above=0, usual=10)
     ema = None if ema is None else number("ema", ema, above=0, below=1, usual=0.999)
@@ -176,23 +176,14 @@ def fit(
     turns = turns_for(inference_steps)
     if choice("train", train, ("both", "guide")) == "guide" and type(turns) is not Turns:
         raise ValueError("train='guide' moves the guide alone, inference_steps says whose turn it is; give one of them")
-    _check_functions(objective, optimizer, schedule, kl_schedule, callbacks)
+    check_functions(objective, optimizer, schedule, kl_schedule, callbacks)
     objective = ELBO() if objective is None else objective
-    if not isinstance(objective, Objective) and (guide is None or kl_schedule or step_mode not in ("auto", "eager")):
-        raise ValueError(
-            f"{type(objective).__name__} is Pyro's own: it takes a guide, no KL schedule, and runs eagerly; use "
-            "pvae.objectives"
-        )
-    if isinstance(objective, Objective) and objective.is_adversarial and early_stopping is not None:
-        raise ValueError(
-            f"early_stopping compares validation bounds, and the value of {type(objective).__name__} is no bound, only "
-            "what its discriminator of that epoch makes of the pair; leave early_stopping out"
-        )
+    check_suited(objective, guide, kl_schedule, step_mode, early_stopping)
     source = Batches(data, batch_size, "train")
     valid = Batches(data, batch_size, "valid") if isinstance(data, DataSet) and data.valid is not None else None
     if early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs a validation split; give a DataSet(name, train=..., valid=...)")
-    folder = _new_run(out)
+    writer = RunWriter(out)
 
     with private_store(model, guide, keep=True), torch.enable_grad(), Progress(progress) as bar:
         parameters = settle(model, guide, source, device)
@@ -207,7 +198,7 @@ def fit(
             raise ValueError(
                 f"step_mode 'graph' needs a CUDA device, the pair is on {parameters.device}; use 'compiled'"
             )
-        require(model, guide, source.example(), objective)
+        require_contract(model, guide, source.example(), objective)
         watch = require_support(model, source, guide)
         if valid is not None:
             try:
@@ -229,25 +220,24 @@ def fit(
             loop.prepare(optimizer, lr, schedule, ema)
         if schedule is not None and not callable(getattr(loop.scheduler, "step", None)):
             raise ValueError(f"schedule must make a torch scheduler, got {shown(loop.scheduler)}; try 'cosine'")
-        callbacks = [*callbacks, *([MetricsWriter(folder / "metrics.jsonl")] if folder else [])]
+        callbacks = [*callbacks, *writer.of_epochs()]
         source.reseed(seed)
         with seeded(seed, parameters.device), loop.gradients_put_back(), evaluation(loop.frozen):
             history, best_epoch = loop.run(source, validation, watch, callbacks, bar)
         values = {name: parameters.value(name).detach().clone() for name in parameters.leaves}
         bare = bare_parameters()
-        if folder:
-            record = {
-                "pvae": pvae.__version__,
-                "torch": torch.__version__,
-                "objective": type(objective).__name__,
-                "data": source.describe(),
-                "seed": seed,
-                "batch_size": batch_size,
-                "steps": loop.step_count,
-                "step_mode": loop.step.mode,
-                "best_epoch": best_epoch,
-            }
-            write_run(folder, parameters, source.example(), None, record)
+        record = {
+            "pvae": pvae.__version__,
+            "torch": torch.__version__,
+            "objective": type(objective).__name__,
+            "data": source.describe(),
+            "seed": seed,
+            "batch_size": batch_size,
+            "steps": loop.step_count,
+            "step_mode": loop.step.mode,
+            "best_epoch": best_epoch,
+        }
+        writer.end(parameters, source.example(), record)
     return FitResult(
         model=model,
         guide=guide,
@@ -270,40 +260,3 @@ def _built_from_functions() -> Iterator[None]:
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
         raise ValueError(f"optimizer or schedule fails when it is called: {one_line(str(error), 200)}") from error
-
-
-def _new_run(out: str | Path | None) -> Path | None:
-    if out is None:
-        return None
-    folder = path_of("out", out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; choose a new folder, nothing was overwritten")
-    return folder
-
-
-def _check_lengths(epochs: int | None, steps: int | None, early_stopping: int | None) -> None:
-    if (epochs is None) == (steps is None):
-        given = "neither" if epochs is None else "both"
-        raise ValueError(f"give either epochs or steps, to say how long to train; got {given}")
-    for name, size, many in (("epochs", epochs, 100), ("steps", steps, 10_000), ("early_stopping", early_stopping, 10)):
-        if size is not None:
-            whole(name, size, usual=many)
-
-
-def _check_functions(objective: Any, optimizer: Any, schedule: Any, kl_schedule: Any, callbacks: Any) -> None:
-    if objective is not None:
-        instance("objective", objective, pyro.infer.ELBO, what="one of pvae.objectives, built", usual="ELBO()")
-    if isinstance(schedule, str) and schedule != "cosine":
-        raise ValueError(
-            f"unknown schedule {shown(schedule)}: {nearest(schedule, ['cosine'])}, or a function from an optimizer to "
-            "a torch scheduler; leave it out for a constant rate"
-        )
-    for name, value, usual in (
-        ("optimizer", optimizer, "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"),
-        ("schedule", None if isinstance(schedule, str) else schedule, "'cosine'"),
-        ("kl_schedule", kl_schedule, "pvae.training.linear_warmup(1000)"),
-    ):
-        if value is not None:
-            function(name, value, usual=usual)
-    for callback in instance("callbacks", callbacks, (list, tuple), what="a list of functions", usual="[print]"):
-        function("each of callbacks", callback, usual="print")

@@ -12,10 +12,10 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import FAILURES, evaluation, failure, seeded, uncompiled
 from pvae.data.batches import Batches
 from pvae.graphs.trace import unchanged_buffers
-from pvae.params import Parameters
+from pvae.pair.contexts import FAILURES, evaluation, failure, seeded, uncompiled
+from pvae.pair.parameters import Parameters
 from pvae.training.step import Gradients, Step, eager_step, summed_bound
 
 __all__ = ["attempt", "settle_last_batches"]

@@ -16,21 +16,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pvae.aggregate import information
-from pvae.contexts import evaluation, seeded
-from pvae.data.batch import Batch
 from pvae.data.batches import Batches
-from pvae.data_support import SupportWatch
+from pvae.data.supports import SupportWatch
 from pvae.objectives.objective import Objective
-from pvae.params import Parameters, frozen_modules
-from pvae.progress import Progress
+from pvae.pair.aggregate import information
+from pvae.pair.contexts import evaluation, seeded
+from pvae.pair.parameters import Parameters, frozen_modules
+from pvae.pair.soundness import Watch
+from pvae.support.batch import Batch
+from pvae.support.progress import Progress
 from pvae.training.average import WeightAverage
 from pvae.training.last_batch import attempt
 from pvae.training.ledger import Ledger
 from pvae.training.length import Length
 from pvae.training.nonfinite import describe_nonfinite
 from pvae.training.schedules import cosine, weight_at
-from pvae.training.soundness import Watch
 from pvae.training.step import Gradients, Step, TracedStep, eager_step
 from pvae.training.turns import Turn, Turns
 from pvae.training.update import Update, require_optimizer

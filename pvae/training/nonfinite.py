@@ -9,10 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.implicit import refusal_of
-from pvae.layout import look
-from pvae.runs import run_pair
-from pvae.supports import family_of
+from pvae.pair.implicit import refusal_of
+from pvae.pair.look import look
+from pvae.pair.run import run_pair
+from pvae.pair.supports import family_of
 
 __all__ = ["describe_nonfinite"]
 

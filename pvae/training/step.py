@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from pvae.graphs.replay import Mode, Replay
 from pvae.objectives.objective import Objective
-from pvae.params import Parameters
+from pvae.pair.parameters import Parameters
 
 __all__ = ["EagerStep", "Gradients", "PyroStep", "Step", "TracedStep", "eager_step", "summed_bound"]
 

@@ -10,9 +10,9 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from pvae.contexts import evaluation, in_one_line, seeded
 from pvae.data.batches import Batches
-from pvae.params import Parameters
+from pvae.pair.contexts import evaluation, in_one_line, seeded
+from pvae.pair.parameters import Parameters
 from pvae.training.step import summed_bound
 
 __all__ = ["Validation"]

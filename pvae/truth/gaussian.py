@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.contexts import seeded
 from pvae.guides.exact import Exact
 from pvae.models.linear_gaussian import LinearGaussian
+from pvae.pair.contexts import seeded
 from pvae.support.refusals import number
 from pvae.truth.truth import Truth, given_or_drawn
 

@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pvae.contexts import seeded
-from pvae.store import private_store
+from pvae.pair.contexts import seeded
+from pvae.pair.store import private_store
 from pvae.support.refusals import shown
 
 __all__ = ["Truth", "draw", "given_or_drawn"]

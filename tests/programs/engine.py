@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.layout import read_layout
-from pvae.runs import run_pair
-from pvae.store import private_store
+from pvae.pair.look import read_layout
+from pvae.pair.run import run_pair
+from pvae.pair.store import private_store
 
 
 def matrix_of(

@@ -1,0 +1,1 @@
+"""What guides share; no guide is in here."""

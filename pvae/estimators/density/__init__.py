@@ -1,0 +1,1 @@
+"""Log densities of latents: joint ones, over unconstrained numbers, followed by chains or integrated."""

@@ -1,0 +1,1 @@
+"""A model and a guide: looked at once, run many times."""
