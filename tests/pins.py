@@ -170,8 +170,8 @@ def record() -> dict[str, Any]:
                 warnings.simplefilter("ignore")
                 try:
                     found[name] = pin(call())
-                except ValueError as error:
-                    found[name] = f"refused: {error}"
+                except Exception as error:  # what fails is pinned, too
+                    found[name] = f"{type(error).__name__}: {error}"
     # As JSON gives them back.
     return json.loads(json.dumps(found))
 
