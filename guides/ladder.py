@@ -18,8 +18,8 @@ from pvae.guides.parts.amortized import Encoder, read
 from pvae.guides.parts.placing import arrange, width
 from pvae.nets import MLP
 from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.pair import Pair
 from pvae.pair.sites import LatentSite, as_batch
-from pvae.pair.store import private_store
 from pvae.support.arguments import check_min_scale
 from pvae.support.refusals import widths
 
@@ -93,7 +93,7 @@ class Ladder(nn.Module):
     def _look(self, batch: tuple[Tensor, ...]) -> None:
         """Run the model once and refuse other priors than Gaussian ones."""
         with (
-            private_store(self.model),
+            Pair(self.model).inside(),
             torch.no_grad(),
             seeded(0, batch[0].device),
             called_modules(),

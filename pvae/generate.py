@@ -10,14 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pvae.data.batches import Batches
-from pvae.pair.contexts import evaluation, in_one_line, seeded
+from pvae.pair.contexts import in_one_line
 from pvae.pair.entry import entry
 from pvae.pair.layout import Layout, place_of
-from pvae.pair.look import look, read_layout
-from pvae.pair.parameters import settle
-from pvae.pair.run import run_pair
+from pvae.pair.pair import Pair
 from pvae.pair.sites import Batch, Site, plate_named, random_sites
-from pvae.pair.store import private_store
 from pvae.support.arguments import GUIDE, MODEL, check_pair, check_seed
 from pvae.support.refusals import built, flag, whole
 
@@ -56,12 +53,11 @@ def sample(
     rows = torch.arange(num, device="cpu")
     batch = tuple(part[rows % len(part)] for part in _whole(like).example())
     source = Batches(batch, num)
-    with private_store(model), torch.no_grad():
-        parameters = settle(model, None, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
-            layout = look(model, None, source.example())
-            with in_one_line(source.example()):
-                trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
+    pair = Pair(model)
+    with pair.evaluated(source, seed=seed):
+        layout = pair.look(source.example())
+        with in_one_line(source.example()):
+            trace = poutine.trace(poutine.uncondition(model)).get_trace(*source.example())
     observed = {name for name, site in trace.nodes.items() if site.get("infer", {}).get("was_observed")}
     return {
         name: _by_datum(layout, site, _mean(site) if mean and name in observed else site["value"])
@@ -80,18 +76,16 @@ def reconstruct(
     check_pair(model, guide)
     mean, seed = flag("mean", mean), check_seed(seed)
     source = _whole(x)
-    with private_store(model, guide), torch.no_grad():
-        parameters = settle(model, guide, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
-            layout = read_layout(model, guide, source.example(), 1)
-            run = run_pair(model, guide, source.example(), 1, layout)
-            if summed := run.draw_summed():
-                run = run_pair(model, guide, source.example(), 1, layout, given=run.latents | summed)
-            return {
-                name: _by_datum(layout, site, _mean(site) if mean else site["fn"].sample())
-                for name, site in run.model.items()
-                if site["is_observed"]
-            }
+    pair = Pair(model, guide)
+    with pair.evaluated(source, seed=seed), in_one_line(source.example()):
+        run = pair.run(source.example(), 1)
+        if summed := run.draw_summed():
+            run = pair.run(source.example(), 1, given=run.latents | summed)
+        return {
+            name: _by_datum(run.layout, site, _mean(site) if mean else site["fn"].sample())
+            for name, site in run.model.items()
+            if site["is_observed"]
+        }
 
 
 @entry
@@ -107,11 +101,10 @@ def encode(
     built("guide", guide, usual=GUIDE)
     seed = check_seed(seed)
     source = _whole(x)
-    with private_store(guide), torch.no_grad():
-        parameters = settle(guide, None, source, None)
-        with seeded(seed, parameters.device), evaluation(parameters.modules), in_one_line(source.example()):
-            layout = look(guide, None, source.example())
-            looks = [_latents(guide, source.example()) for _ in range(num_samples or 1)]
+    pair = Pair(guide)
+    with pair.evaluated(source, seed=seed), in_one_line(source.example()):
+        layout = pair.look(source.example())
+        looks = [_latents(guide, source.example()) for _ in range(num_samples or 1)]
     if num_samples is None:
         return {name: _by_datum(layout, site, _mean(site)) for name, site in looks[0].items()}
     return {

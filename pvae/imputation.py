@@ -19,15 +19,12 @@ from pvae.estimators.weights.chunks import rows_at_once
 from pvae.estimators.weights.psis import khat_threshold
 from pvae.estimators.weights.stream import WeightStream
 from pvae.estimators.weights.weighted import Picks, WeightedMean
-from pvae.pair.contexts import called_modules, evaluation, seeded
+from pvae.pair.contexts import called_modules, seeded
 from pvae.pair.entry import entry
-from pvae.pair.layout import Layout, place_of
-from pvae.pair.look import read_layout
+from pvae.pair.layout import place_of
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.parameters import settle
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch, random_sites
-from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.batch import as_batch
 from pvae.support.progress import Progress
@@ -124,12 +121,10 @@ def impute(
         )
     x, observed, *beside = as_batch(data, finite=False)
     source = Batches((*missing(x, observed), *beside), batch_size)
-    with private_store(model, guide), torch.no_grad():
-        parameters = settle(model, guide, source, device)
+    with Pair(model, guide).evaluated(source, device, seed), Progress(progress) as bar:
         require_support(model, source, guide)
-        with seeded(seed, parameters.device), evaluation(parameters.modules), Progress(progress) as bar:
-            imputer = _Imputer(model, guide, num_samples, num_imputations, level, site, source.example())
-            parts = [imputer(batch) for batch in bar.track(source.epoch(), "imputation", source.num_batches)]
+        imputer = _Imputer(model, guide, num_samples, num_imputations, level, site, source.example())
+        parts = [imputer(batch) for batch in bar.track(source.epoch(), "imputation", source.num_batches)]
     draws = torch.cat([part.pop("draws") for part in parts], 1)
     filled = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Imputation(draws=draws, num_samples=num_samples, level=level, **filled)
@@ -141,8 +136,8 @@ class _Imputer:
     def __init__(
         self, model: Any, guide: Any, num_samples: int, num: int, level: float, site: str | None, example: Batch
     ) -> None:
-        self.model, self.guide, self.num_samples, self.num, self.level = model, guide, num_samples, num, level
-        self._layouts: dict[int, Layout] = {}
+        self.pair, self.prior = Pair(model, guide), Pair(model)
+        self.num_samples, self.num, self.level = num_samples, num, level
         self.site = self._find(site, example)
         self._require_unread(example)
 
@@ -150,7 +145,7 @@ class _Imputer:
         x, observed, *_ = batch
         stream, mean, picks = WeightStream(self.num_samples), WeightedMean(), Picks(self.num)
         for count in self._chunks(batch, self.num_samples):
-            run = run_pair(self.model, self.guide, batch, count, self._layout(batch))
+            run = self.pair.run(batch, count, layout=self.pair.layout(batch, 2))
             require_density(run)
             log_weights = run.log_weights().values
             stream.update(log_weights)
@@ -174,7 +169,7 @@ class _Imputer:
         parts, start = [], 0
         for count in self._chunks(batch, self.num):
             given = {name: value[start : start + count] for name, value in picks.values.items()}
-            run = self._drawn(run_pair(self.model, None, batch, count, self._layout(batch), given=given))
+            run = self._drawn(self.prior.run(batch, count, layout=self.pair.layout(batch, 2), given=given))
             parts.append(self._values(run, _draw))
             start += count
         return torch.where(observed, x, torch.cat(parts).to(x.dtype))
@@ -183,7 +178,7 @@ class _Imputer:
         """The run with draws of the latents that it sums out."""
         if not (summed := run.draw_summed()):
             return run
-        return run_pair(self.model, None, run.batch, run.num_samples, run.layout, given=run.latents | summed)
+        return self.prior.run(run.batch, run.num_samples, layout=run.layout, given=run.latents | summed)
 
     def _values(self, run: PairRun, of: Callable[[Any], Tensor]) -> Tensor:
         """What `of` gives of the site's distribution, in the shape of x: (K, B, ...)."""
@@ -194,20 +189,14 @@ class _Imputer:
 
     def _chunks(self, batch: Batch, num: int) -> list[int]:
         """Particles of each chunk, so many in all."""
-        states = self._layout(batch).summed
+        states = self.pair.layout(batch, 2).summed
         most = max(1, rows_at_once(batch) // (len(batch[0]) * (1 if states is None else states.copies)))
         return [min(most, num - start) for start in range(0, num, most)]
-
-    def _layout(self, batch: Batch) -> Layout:
-        size = len(batch[0])
-        if size not in self._layouts:
-            self._layouts[size] = read_layout(self.model, self.guide, batch, 2)
-        return self._layouts[size]
 
     def _find(self, name: str | None, batch: Batch) -> str:
         """The observed site that is x."""
         with seeded(0, batch[0].device), called_modules():
-            trace = poutine.trace(self.model).get_trace(*batch)
+            trace = poutine.trace(self.pair.model).get_trace(*batch)
         sites = {each: site for each, site in random_sites(trace).items() if site["is_observed"]}
         fitting = [each for each, site in sites.items() if site["value"].numel() == batch[0].numel()]
         fitting = fitting if name is None else [each for each in sites if each == name]
@@ -219,9 +208,9 @@ class _Imputer:
     def _require_unread(self, batch: Batch) -> None:
         """Raise ValueError if the density changes with what stands where x is missing."""
         x, observed, *others = batch
-        run = run_pair(self.model, None, batch, 1, self._layout(batch))
+        run = self.prior.run(batch, 1, layout=self.pair.layout(batch, 2))
         other = torch.where(observed, x, self._values(self._drawn(run), _draw)[0].to(x.dtype))
-        again = run_pair(self.model, None, (other, observed, *others), 1, run.layout, given=run.latents)
+        again = self.prior.run((other, observed, *others), 1, layout=run.layout, given=run.latents)
         before, after = (each.log_likelihood + each.log_prior for each in (run.log_weights(), again.log_weights()))
         if not torch.allclose(before, after, rtol=1e-4):
             raise ValueError(

@@ -11,11 +11,10 @@ from torch import Tensor
 from pvae.data.supports import SupportWatch, require_scored
 from pvae.pair.contexts import in_one_line
 from pvae.pair.entry import entry
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import LogWeights
-from pvae.pair.run import Stochastic, run_pair
+from pvae.pair.run import Stochastic
 from pvae.pair.sites import as_batch
-from pvae.pair.store import private_store
 from pvae.pair.verdicts import known
 from pvae.support.arguments import check_pair
 from pvae.support.batch import require_finite
@@ -40,11 +39,11 @@ def log_weights(
     check_pair(model, guide)
     arguments = as_batch(batch, finite=False)
     try:
-        with private_store(model, guide), in_one_line(arguments):
+        pair = Pair(model, guide)
+        with pair.inside(), in_one_line(arguments):
             if known(model, guide, arguments, num_samples > 1) is None:
                 SupportWatch(model, guide, arguments)(arguments)
-            layout = read_layout(model, guide, arguments, num_samples)
-            run = run_pair(model, guide, arguments, num_samples, layout)
+            run = pair.run(arguments, num_samples)
             require_scored(run, model, guide)
             weights = run.log_weights()
         is_sound = not weights.values.isnan().any()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.pair import Pair
 from pvae.pair.sites import Site, random_sites
-from pvae.pair.store import private_store
 from pvae.support.refusals import instance, one_line, shown, whole
 
 __all__ = ["TiedPrior", "rows_of"]
@@ -63,7 +63,7 @@ class TiedPrior(nn.Module):
         instance("guide", guide, nn.Module, what="a built module", usual="pvae.guides.MeanField(model, batch)")
         example = self._example()
         try:
-            with private_store(guide), torch.no_grad(), seeded(0, example.device), called_modules():
+            with Pair(guide).inside(), torch.no_grad(), seeded(0, example.device), called_modules():
                 components = self._components(_posterior(guide, example)["fn"])
                 z = example.new_zeros(3, len(example), self.latent_dim)
                 known = tuple(components.event_shape) == z.shape[2:] and bool(components.log_prob(z).isfinite().all())

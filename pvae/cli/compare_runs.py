@@ -16,8 +16,8 @@ from pvae.data.batches import Batches
 from pvae.data.dataset import DataSet
 from pvae.estimators.log_marginal import Estimator, LogMarginal
 from pvae.pair.contexts import called_modules, seeded
+from pvae.pair.pair import Pair
 from pvae.pair.sites import Batch, Site, random_sites
-from pvae.pair.store import private_store
 
 __all__ = ["compare_runs"]
 
@@ -86,7 +86,7 @@ def _require_same_measure(model_a: Any, model_b: Any, batch_a: Batch, batch_b: B
 def _observed(model: Any, batch: Batch) -> list[Site]:
     """The observed sites of a model on a batch."""
     with (
-        private_store(model),
+        Pair(model).inside(),
         torch.no_grad(),
         seeded(0, batch[0].device),
         called_modules(),

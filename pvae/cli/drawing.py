@@ -11,8 +11,8 @@ import torch
 import pvae
 from pvae.data.beside import Parts
 from pvae.data.dataset import DataSet
+from pvae.pair.pair import Pair
 from pvae.pair.simulate import observed_parts
-from pvae.pair.store import private_store
 
 __all__ = ["draw"]
 
@@ -63,7 +63,7 @@ def _part_of(model: Any, site: str, batch: Parts) -> int:
     """Which part of the batch a site observes, the first where there is but one."""
     if len(batch) == 1:
         return 0
-    with private_store(model):
+    with Pair(model).inside():
         return observed_parts(model, batch)[site]
 
 

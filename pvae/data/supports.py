@@ -34,7 +34,7 @@ __all__ = ["SupportWatch", "outside_support", "require_scored", "require_support
 
 
 def require_support(model: Any, source: Batches, guide: Any = None) -> SupportWatch:
-    """Hold all data to the supports of what the model observes; call inside a private store.
+    """Hold all data to the supports of what the model observes.
 
     Of a stream it is the first batch; the watch that is given back takes the others as they come. Pyro itself would
     refuse such data with a page of numbers, or, with its validation off, score them all the same.

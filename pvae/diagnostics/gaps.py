@@ -17,11 +17,9 @@ from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.log_marginal import Estimator, log_marginal, require_estimator
 from pvae.pair.contexts import evaluation, running, seeded
 from pvae.pair.entry import entry
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters, find_parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch
-from pvae.pair.store import private_store
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, function, number, shown, whole
 
@@ -181,7 +179,7 @@ def _look(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights of the guide and of q*, and how much those of q* rose in the second half, each (K, B)."""
     judging, reporting = torch.randint(2**31, (2,), device="cpu").tolist()
-    with private_store(model, guide):
+    with Pair(model, guide).inside():
         if local_guide is not None:
             with running("local_guide", batch):
                 local, only = built("what local_guide gives", local_guide(*batch), usual=GUIDE), None
@@ -191,7 +189,7 @@ def _look(
             local, only = guide, None
         start, own = (_log_weights(model, guide, batch, num_samples, seed) for seed in (judging, reporting))
         half: list[Tensor] = []
-        with private_store(model, local):
+        with Pair(model, local).inside():
             optimise(
                 model,
                 local,
@@ -260,9 +258,10 @@ def _log_weights(model: Any, guide: Any, batch: Batch, num_samples: int, seed: i
     width = sum(part.numel() for part in batch)
     size = min(num_samples, max(2, rows_at_once(width)))
     with evaluation(find_parameters(model, guide, batch).modules), seeded(seed, batch[0].device):
-        layout = read_layout(model, guide, batch, num_samples)
+        pair = Pair(model, guide)
+        layout = pair.layout(batch, num_samples)
         chunks = [
-            run_pair(model, guide, batch, min(size, num_samples - start), layout).log_weights().values.double().cpu()
+            pair.run(batch, min(size, num_samples - start), layout=layout).log_weights().values.double().cpu()
             for start in range(0, num_samples, size)
         ]
     return torch.cat(chunks)

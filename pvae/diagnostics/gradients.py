@@ -17,9 +17,9 @@ from pvae.graphs.trace import unchanged_buffers
 from pvae.objectives.objective import Objective
 from pvae.pair.contexts import seeded
 from pvae.pair.entry import entry
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters, settle
 from pvae.pair.sites import Batch
-from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import instance, nearest, one_line, shown, whole
 
@@ -121,7 +121,7 @@ def gradient_variance(
     if groups is not None:
         instance("groups", groups, Mapping, what="lists of parameter names by group", usual="{'decoder': [names]}")
     source = Batches(batch, None)
-    with private_store(model, guide), torch.enable_grad():
+    with Pair(model, guide).inside(), torch.enable_grad():
         parameters = settle(model, guide, source, None)
         batch = source.example()
         for each in (objective, reference):

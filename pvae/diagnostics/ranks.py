@@ -13,8 +13,7 @@ from pvae.data.batches import Batches, Data
 from pvae.diagnostics.setting import looking, rows_at_once, take
 from pvae.pair.entry import entry
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
-from pvae.pair.run import run_pair
+from pvae.pair.pair import Pair
 from pvae.pair.simulate import simulate
 from pvae.pair.sites import Batch, require_latents
 from pvae.support.arguments import GUIDE
@@ -147,12 +146,13 @@ def calibration(
     built("guide", guide, usual=GUIDE)
     with looking(model, guide, like, batch_size, device, seed) as (_, source):
         batches = _in_turn(source, num_simulations)
-        layout = read_layout(guide, None, batches[0], 2)
+        alone = Pair(guide)
+        layout = alone.layout(batches[0], 2)
         parts = []
         for batch in batches:
             simulated = simulate(model, batch)
             require_latents(simulated.latents, "there is no posterior to calibrate")
-            parts.append(_ranks(guide, simulated.batch, simulated.latents, num_samples, layout))
+            parts.append(_ranks(alone, simulated.batch, simulated.latents, num_samples, layout))
         ranks = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
         jitter = {name: torch.rand(rank.shape, dtype=torch.float64, device="cpu") for name, rank in ranks.items()}
     positions = {name: (rank + jitter[name]) / (num_samples + 1) for name, rank in ranks.items()}
@@ -176,7 +176,9 @@ def _in_turn(source: Batches, num: int) -> list[Batch]:
     return [tuple(part[chunk] for part in whole) for chunk in rows.split(size)]
 
 
-def _ranks(guide: Any, batch: Batch, latents: dict[str, Tensor], num_samples: int, layout: Layout) -> dict[str, Tensor]:
+def _ranks(
+    guide: Pair, batch: Batch, latents: dict[str, Tensor], num_samples: int, layout: Layout
+) -> dict[str, Tensor]:
     """How many of the guide's draws are below each dimension of the latents, by continuous site, (B, dims)."""
     width = sum(z.numel() for z in latents.values())
     if not layout.vectorizes:
@@ -184,7 +186,7 @@ def _ranks(guide: Any, batch: Batch, latents: dict[str, Tensor], num_samples: in
     size = rows_at_once(width)
     ranks: dict[str, Tensor] = {}
     for start in range(0, num_samples, size):
-        run = run_pair(guide, None, batch, min(size, num_samples - start), layout)
+        run = guide.run(batch, min(size, num_samples - start), layout=layout)
         for name, draws in run.latents.items():
             if name in latents and not run.model[name]["fn"].support.is_discrete:
                 below = (draws < latents[name]).sum(0).flatten(1)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from pvae.data.batches import Batches, Data
 from pvae.data.supports import require_support
-from pvae.pair.contexts import evaluation, seeded
-from pvae.pair.parameters import Parameters, settle
+from pvae.pair.pair import Pair
+from pvae.pair.parameters import Parameters
 from pvae.pair.sites import Batch
-from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import whole
 
@@ -64,16 +63,14 @@ class PerDatum:
 def looking(
     model: Any, guide: Any, data: Data, batch_size: int, device: torch.device | str | None, seed: int
 ) -> Iterator[tuple[Parameters, Batches]]:
-    """The parameters of a pair and its data on one device, in a param store, random state and mode of their own."""
+    """The parameters of a pair and its data on one device, in a random state and mode of their own."""
     check_pair(model, guide)
     seed, batch_size = check_seed(seed), whole("batch_size", batch_size, usual=100)
     source = Batches(data, batch_size, split="test")
-    with private_store(model, guide), torch.no_grad():
-        parameters = settle(model, guide, source, device)
+    with Pair(model, guide).evaluated(source, device, seed) as parameters:
         require_support(model, source, guide)
         source.reseed(seed)
-        with seeded(seed, parameters.device), evaluation(parameters.modules):
-            yield parameters, source
+        yield parameters, source
 
 
 def take(source: Batches, num_data: int) -> list[Batch]:

@@ -14,9 +14,8 @@ from pvae.diagnostics.factors import site_kl, site_mean
 from pvae.diagnostics.setting import PerDatum, looking, take
 from pvae.pair.aggregate import log_aggregate_posterior, refuse_points
 from pvae.pair.entry import entry
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.run import run_pair
 from pvae.pair.sites import require_latents
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, number, whole
@@ -172,11 +171,8 @@ def collapse(
         batches = take(source, num_data)
         if sum(len(batch[0]) for batch in batches) < 2:
             raise ValueError("one datum has no variance over data; give at least 2, better 1000")
-        layouts = {
-            size: read_layout(model, guide, batch, num_samples)
-            for size, batch in {len(batch[0]): batch for batch in batches}.items()
-        }
-        looks = [_look(run_pair(model, guide, batch, num_samples, layouts[len(batch[0])])) for batch in batches]
+        pair = Pair(model, guide)
+        looks = [_look(pair.run(batch, num_samples)) for batch in batches]
         require_latents(looks[0].draws, "nothing can collapse")
         draws = {name: torch.cat([look.draws[name] for look in looks]) for name in looks[0].draws}
         own = torch.cat([look.log_guide for look in looks])

@@ -68,10 +68,7 @@ class AnnealedImportanceSampling:
         self.schedule, self.step_size, self.chunk_size, self.step_mode = schedule, step_size, chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
-        """An estimate of log p(x) per datum, (B,), for one batch after another; the guide is not used.
-
-        Call both in a param store of the model's, its modules in evaluation mode.
-        """
+        """An estimate of log p(x) per datum, (B,), for one batch after another; the guide is not used."""
         joint = UnconstrainedJoint(model, parameters, self.step_mode)
         left = num_batches
 

@@ -13,10 +13,9 @@ from pvae.estimators.importance import require_density
 from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.weights.stream import Estimate, WeightStream, estimate_from
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import LogWeights
 from pvae.pair.parameters import Parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch
 from pvae.support.refusals import number
 
@@ -67,8 +66,6 @@ class DefensiveMixture:
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
         """An estimate of log p(x) per datum, (B,), for one batch after another.
 
-        Call both under `no_grad`, in a param store of the pair's, its modules in evaluation mode.
-
         Raises: ValueError without a guide.
         """
         if guide is None:
@@ -96,15 +93,15 @@ class _FromGuide:
     """Draws from the guide, weighed by the mixture."""
 
     def __init__(self, model: Any, guide: Any, guide_share: float) -> None:
-        self.model, self.guide, self.guide_share = model, guide, guide_share
+        self.pair, self.prior, self.guide_share = Pair(model, guide), Pair(model), guide_share
 
     def layout(self, batch: Batch, num_samples: int) -> Layout:
         """How to run the pair with that many particles."""
-        return read_layout(self.model, self.guide, batch, num_samples)
+        return self.pair.layout(batch, num_samples)
 
-    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+    def weigh(self, batch: Batch, num_samples: int) -> Tensor:
         """Log weights of fresh draws, (num_samples, B)."""
-        run = run_pair(self.model, self.guide, batch, num_samples, layout)
+        run = self.pair.run(batch, num_samples)
         require_density(run)
         if extra := sorted(set(run.guide) - set(run.latents)):
             raise ValueError(
@@ -122,7 +119,7 @@ class _FromGuide:
 class _FromPrior(_FromGuide):
     """Draws from the prior, weighed by the mixture."""
 
-    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+    def weigh(self, batch: Batch, num_samples: int) -> Tensor:
         """Log weights of fresh draws, (num_samples, B)."""
-        drawn = run_pair(self.model, None, batch, num_samples, layout).latents
-        return self._by_mixture(run_pair(self.model, self.guide, batch, num_samples, layout, given=drawn).log_weights())
+        drawn = self.prior.run(batch, num_samples, layout=self.layout(batch, num_samples)).latents
+        return self._by_mixture(self.pair.run(batch, num_samples, given=drawn).log_weights())

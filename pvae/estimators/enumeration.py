@@ -13,10 +13,9 @@ from torch import Tensor
 from pvae.estimators.density.joint import Joint
 from pvae.estimators.weights.stream import Estimate
 from pvae.pair.contexts import seeded
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch, as_batch
-from pvae.pair.store import private_store
 from pvae.pair.sums.enumerable import entry_by_entry
 from pvae.pair.sums.states import States
 from pvae.support.refusals import whole
@@ -57,7 +56,7 @@ class Enumeration:
         joint = Joint(model, batch, sums_out=False)
         states = States(joint.sites, joint.shapes)
         self.num_samples = min(states.count, _MOST_TO_TELL)
-        values = self._entry_by_entry(model, joint, states)
+        values = self._entry_by_entry(joint, states)
         if values is None:
             log_joints = [joint.log_prob(part) for part in _chunks(joint, self.max_states)]
             values = torch.stack([part.logsumexp(0) for part in log_joints]).logsumexp(0)
@@ -68,16 +67,16 @@ class Enumeration:
             khat=torch.full_like(values, -math.inf).cpu(),
         )
 
-    def _entry_by_entry(self, model: Any, joint: Joint, states: States) -> Tensor | None:
+    def _entry_by_entry(self, joint: Joint, states: States) -> Tensor | None:
         """log p(x), (B,), with each entry of a plate summed by itself; None where chunks of joint states are better."""
         most = joint.rows_at_once if states.count <= self.max_states else self.max_states
         if states.largest > most:
             return None
         with torch.no_grad(), seeded(0, joint.batch[0].device):
-            layout = entry_by_entry(model, None, joint.batch, replace(joint.layout, summed=states))
+            layout = entry_by_entry(joint.pair.model, None, joint.batch, replace(joint.layout, summed=states))
         if layout is None or layout.summed is None or layout.summed.copies > most:
             return None
-        weights = run_pair(model, None, joint.batch, 1, layout).log_weights()
+        weights = joint.pair.run(joint.batch, 1, layout=layout).log_weights()
         return (weights.log_likelihood.double() + weights.log_prior.double())[0]
 
 
@@ -104,7 +103,7 @@ def joint_states(model: Any, batch: Tensor | Batch, max_states: int = 65536) -> 
     Raises: ValueError as `Enumeration` does.
     """
     arguments = as_batch(batch)
-    with private_store(model):
+    with Pair(model).inside():
         joint = Joint(model, arguments, sums_out=False)
         parts = list(_chunks(joint, max_states))
         log_joint = torch.cat([joint.log_prob(part) for part in parts])

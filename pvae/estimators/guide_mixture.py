@@ -14,9 +14,8 @@ from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.weights.stream import Estimate, WeightStream, estimate_from
 from pvae.pair.contexts import evaluation
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch
 from pvae.support.arguments import GUIDE
 from pvae.support.refusals import built, shown
@@ -68,10 +67,7 @@ class GuideMixture:
         self.chunk_size, self.step_mode = chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
-        """An estimate of log p(x) per datum, (B,), for one batch after another.
-
-        Call both under `no_grad`, in a param store of the pair's, its modules in evaluation mode.
-        """
+        """An estimate of log p(x) per datum, (B,), for one batch after another."""
         guides = (guide, *self.others)
         for other in self.others:
             if isinstance(other, nn.Module):
@@ -100,26 +96,21 @@ class _FromOne:
     """Draws from one of the guides, weighed by the mixture of all."""
 
     def __init__(self, model: Any, guides: Sequence[Any], shares: Sequence[float], index: int) -> None:
-        self.model, self.guides, self.shares, self.index = model, guides, shares, index
-        self._layouts: dict[tuple[int, int], list[Layout]] = {}
+        self.pairs, self.shares, self.index = [Pair(model, guide) for guide in guides], shares, index
 
     def layout(self, batch: Batch, num_samples: int) -> Layout:
         """How to run the pair of the guide that draws with that many particles."""
-        layouts = [read_layout(self.model, guide, batch, num_samples) for guide in self.guides]
-        self._layouts[len(batch[0]), num_samples] = layouts
-        return layouts[self.index]
+        return [pair.layout(batch, num_samples) for pair in self.pairs][self.index]
 
-    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+    def weigh(self, batch: Batch, num_samples: int) -> Tensor:
         """Log weights of fresh draws, (num_samples, B)."""
-        run = run_pair(self.model, self.guides[self.index], batch, num_samples, layout)
+        run = self.pairs[self.index].run(batch, num_samples)
         require_density(run)
         own = run.log_weights()
         log_guides = []
-        for index, guide in enumerate(self.guides):
+        for index, pair in enumerate(self.pairs):
             log_guide = own.log_guide
             if index != self.index:
-                other = self._layouts[len(batch[0]), num_samples][index]
-                there = run_pair(self.model, guide, batch, num_samples, other, given=run.latents)
-                log_guide = there.log_weights().log_guide
+                log_guide = pair.run(batch, num_samples, given=run.latents).log_weights().log_guide
             log_guides.append(math.log(self.shares[index]) + log_guide)
         return own.log_likelihood + own.log_prior - torch.stack(log_guides).logsumexp(0)

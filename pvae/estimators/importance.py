@@ -11,10 +11,9 @@ from torch import Tensor
 from pvae.estimators.weights.chunks import Chunks, StepMode, check_chunks
 from pvae.estimators.weights.stream import Estimate, WeightStream
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
 from pvae.pair.parameters import Parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch, base_of
 from pvae.support.refusals import flag
 
@@ -56,10 +55,7 @@ class ImportanceSampling:
         self.bound = "none" if smooth else "lower"
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
-        """An estimate of log p(x) per datum, (B,), for one batch after another.
-
-        Call both under `no_grad`, in a param store of the pair's, its modules in evaluation mode.
-        """
+        """An estimate of log p(x) per datum, (B,), for one batch after another."""
         chunks = Chunks(
             GuideProposal(model, guide), self.num_samples, self.chunk_size, self.step_mode, parameters, num_batches
         )
@@ -88,15 +84,15 @@ class GuideProposal:
     """Draws from the guide, or from the prior where it is None, with weights p(x, z) / q(z | x)."""
 
     def __init__(self, model: Any, guide: Any) -> None:
-        self.model, self.guide = model, guide
+        self.pair = Pair(model, guide)
 
     def layout(self, batch: Batch, num_samples: int) -> Layout:
         """How to run the pair with that many particles."""
-        return read_layout(self.model, self.guide, batch, num_samples)
+        return self.pair.layout(batch, num_samples)
 
-    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+    def weigh(self, batch: Batch, num_samples: int) -> Tensor:
         """Log weights of fresh draws, (num_samples, B)."""
-        run = run_pair(self.model, self.guide, batch, num_samples, layout)
+        run = self.pair.run(batch, num_samples)
         require_density(run)
         return run.log_weights().values
 

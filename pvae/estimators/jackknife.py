@@ -66,10 +66,7 @@ class Jackknife:
         self.order, self.chunk_size, self.step_mode = order, chunk_size, step_mode
 
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
-        """An estimate of log p(x) per datum, (B,), for one batch after another.
-
-        Call both under `no_grad`, in a param store of the pair's, its modules in evaluation mode.
-        """
+        """An estimate of log p(x) per datum, (B,), for one batch after another."""
         chunks = Chunks(
             GuideProposal(model, guide), self.num_samples, self.chunk_size, self.step_mode, parameters, num_batches
         )

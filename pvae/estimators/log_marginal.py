@@ -16,11 +16,11 @@ from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.weights.psis import khat_threshold
 from pvae.estimators.weights.rounds import Rounds
 from pvae.estimators.weights.stream import Estimate, joined
-from pvae.pair.contexts import evaluation, in_one_line, seeded
+from pvae.pair.contexts import in_one_line
 from pvae.pair.entry import entry
-from pvae.pair.parameters import Parameters, find_parameters, settle
+from pvae.pair.pair import Pair
+from pvae.pair.parameters import Parameters, find_parameters
 from pvae.pair.sites import Batch
-from pvae.pair.store import private_store
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.progress import Progress
 from pvae.support.refusals import flag, shown, whole
@@ -186,18 +186,13 @@ def log_marginal(
     whole("max_samples", max_samples, usual=1_000_000)
     rounds = None if target_se is None else Rounds(estimator, target_se, max_samples)
     source = Batches(data, batch_size, split="test")
-    with private_store(model, guide), torch.no_grad():
-        parameters = settle(model, guide, source, device)
+    with Pair(model, guide).evaluated(source, device, seed) as parameters:
         watch = require_support(model, source, guide)
         if source.remainder and source.num_batches != 1:
             # What fails on the last batch alone is not to fail after all the others.
             find_parameters(model, guide, tuple(part[: source.remainder] for part in source.example()))
         source.reseed(seed)
-        with (
-            seeded(seed, parameters.device),
-            evaluation(parameters.modules),
-            Progress(progress) as bar,
-        ):
+        with Progress(progress) as bar:
 
             def draw(with_: Estimator, batches: Iterable[Batch], count: int | None, what: str) -> Iterator[_Drawn]:
                 estimate = with_.start(model, guide, parameters, _FEW if count is None else count)

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import Gradient, GradientName, attach_draws, carry
-from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch, Site, as_batch, base_of
 from pvae.support.arguments import check_pair
 from pvae.support.refusals import number, whole
@@ -59,8 +57,7 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=whole("num_samples", num_particles, usual=1000), vectorize_particles=True)
         self.gradient = Gradient(gradient, baseline)
         self.companions: dict[str, nn.Module] = {} if baseline is None else {"baseline": baseline}
-        self._pair: tuple[Any, Any] | None = None
-        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
+        self._pair: Pair | None = None
 
     @abstractmethod
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
@@ -111,11 +108,12 @@ class Objective(pyro.infer.ELBO):
         return carry(mean, mean + attach_draws(run, penalty / len(penalty)))
 
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
-        layout = self._layout_for(model, guide, batch)
+        if self._pair is None or not self._pair.is_of(model, guide):
+            self._pair = Pair(model, guide, in_own_store=False)
         learns = torch.is_grad_enabled()
         split = learns and (self.always_split or self.gradient.name != "pathwise")
         branch = self.sums_out_guide and self.gradient.name == "pathwise"
-        run = run_pair(model, guide, batch, self.num_particles, layout, split=split, branch=branch)
+        run = self._pair.run(batch, self.num_particles, split=split, branch=branch)
         summed = () if run.branches is None else run.branches.tables
         for name, site in run.guide.items():
             if learns and self.needs_pathwise and name not in summed and site_without_gradient(site):
@@ -124,15 +122,6 @@ class Objective(pyro.infer.ELBO):
                     f"site '{name}' is drawn from {family}, which has no pathwise gradient; {PATHWISE_FIX}"
                 )
         return run
-
-    def _layout_for(self, model: Any, guide: Any, batch: Batch) -> Layout:
-        """The layout of the pair for batches of these shapes, which is looked for once."""
-        shapes = tuple(part.shape for part in batch)
-        if self._pair is None or self._pair != (model, guide):
-            self._pair, self._layouts = (model, guide), {}
-        if shapes not in self._layouts:
-            self._layouts[shapes] = read_layout(model, guide, batch, self.num_particles)
-        return self._layouts[shapes]
 
     @property
     def needs_pathwise(self) -> bool:
@@ -161,7 +150,7 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("pvae objectives read a pair through pvae.pair.run.run_pair")
+        raise NotImplementedError("pvae objectives run a pair through pvae.pair.pair.Pair")
 
 
 def site_without_gradient(site: Site) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pvae.objectives.objective import Objective
 from pvae.pair.aggregate import pairwise_log_factors
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import as_batch
-from pvae.pair.store import private_store
 from pvae.support.refusals import choice, number, whole
 
 __all__ = ["AggregateName", "BetaTCVAE", "Decomposition", "log_aggregate"]
@@ -94,7 +94,7 @@ class BetaTCVAE(Objective):
 
         Raises: ValueError as the objective itself does.
         """
-        with private_store(model, guide):
+        with Pair(model, guide).inside():
             return self._terms(self._run(model, guide, as_batch(batch, finite=False)))
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:

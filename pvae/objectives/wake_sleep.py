@@ -12,9 +12,8 @@ from pvae.objectives.means import PowerMean
 from pvae.objectives.objective import Objective
 from pvae.pair.contexts import called_modules, seeded
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.run import run_pair
 from pvae.pair.simulate import Simulator
 from pvae.pair.sites import Batch
 from pvae.support.refusals import choice
@@ -48,7 +47,7 @@ class ReweightedWakeSleep(Objective):
     def __init__(self, num_samples: int = 10, *, phase: Literal["wake", "sleep", "both"] = "wake") -> None:
         super().__init__(num_samples)
         self.num_samples, self.phase = self.num_particles, choice("phase", phase, ("wake", "sleep", "both"))
-        self._dreams: tuple[Any, Any, Simulator, Layout] | None = None
+        self._dreams: tuple[Any, Any, Simulator, Pair, Layout] | None = None
 
     def reduce(self, run: PairRun, kl_weight: float | Tensor) -> Tensor:
         """log 1/K sum_k exp(log w_k), (B,)."""
@@ -67,11 +66,12 @@ class ReweightedWakeSleep(Objective):
     def _dreamt(self, batch: Batch) -> Tensor:
         """log q(z' | x') of latents and data drawn from the model, (B,)."""
         assert self._pair is not None
-        model, guide = self._pair
+        assert self._pair.guide is not None
+        model, guide = self._pair.model, self._pair.guide
         if self._dreams is None or self._dreams[:2] != (model, guide):
+            alone = Pair(guide, in_own_store=False)
             with torch.no_grad(), seeded(0, batch[0].device), called_modules():
-                self._dreams = model, guide, Simulator(model, batch), read_layout(guide, None, batch, 1)
-        _, _, simulator, layout = self._dreams
+                self._dreams = model, guide, Simulator(model, batch), alone, alone.layout(batch, 1)
+        _, _, simulator, alone, layout = self._dreams
         dream = simulator(batch)
-        # With no guide of its own the guide stands in for the model.
-        return run_pair(guide, None, dream.batch, 1, layout, given=dream.latents).log_weights().log_prior[0]
+        return alone.run(dream.batch, 1, layout=layout, given=dream.latents).log_weights().log_prior[0]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, IndependentTransform, TransformedDistribution
 
 from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.run import Stochastic, run_pair
+from pvae.pair.run import Stochastic
 from pvae.pair.sites import Batch, Site, base_of
 
 __all__ = [
@@ -34,23 +34,23 @@ def pairwise_log_guide(
 ) -> Tensor:
     """log q(z_n | x_b) for every draw and every datum, (N, B), in nats; differentiable.
 
-    All latent sites of the guide together make z, so flows and hierarchies are as good as Gaussians. Call inside a
-    param store of the pair's.
+    All latent sites of the guide together make z, so flows and hierarchies are as good as Gaussians.
 
     Args:
         guide: the guide.
         latents: draws by site, each (N, ...).
         batch: data x_b, tensors (B, ...).
-        layout: `read_layout(guide, None, batch, 2)`, to spare the look when called again and again.
+        layout: how to run the guide, to spare the look when called again and again.
 
     Raises: ValueError for a guide that draws from a point (Delta), which has no density.
     """
-    layout = read_layout(guide, None, batch, 2) if layout is None else layout
+    # With no guide of its own the guide stands in for the model, so that its decoder need not run.
+    pair = Pair(guide)
+    layout = pair.layout(batch, 2) if layout is None else layout
     num_data = len(batch[0])
     given = {name: z[:, None].expand(len(z), num_data, *z.shape[1:]) for name, z in latents.items()}
     num_samples = len(next(iter(given.values())))
-    # With no guide of its own the guide stands in for the model, so that its decoder need not run.
-    run = run_pair(guide, None, batch, num_samples, layout, given=given)
+    run = pair.run(batch, num_samples, layout=layout, given=given)
     refuse_points(run.model)
     return run.log_weights().log_prior
 
@@ -81,14 +81,13 @@ def log_aggregate_posterior(guide: Stochastic, latents: Mapping[str, Tensor], ba
     """log q(z_n) = log 1/M sum_m q(z_n | x_m) over the M data of all batches, (N,), float64, in nats.
 
     Where z_n was drawn from one of these data, that datum counts too, which keeps the mean of
-    log q(z_n | x_n) - log q(z_n) between 0 and log M. Memory does not grow with N M. Call inside a param store of the
-    pair's.
+    log q(z_n | x_n) - log q(z_n) between 0 and log M. Memory does not grow with N M.
 
     Raises: ValueError for a guide that draws from a point (Delta), which has no density.
 
     Hoffman and Johnson (2016), ELBO surgery: yet another way to carve up the variational evidence lower bound.
     """
-    layout = read_layout(guide, None, batches[0], 2)
+    layout = Pair(guide).layout(batches[0], 2)
     num_draws = len(next(iter(latents.values())))
     num_data = sum(len(batch[0]) for batch in batches)
     width = sum(z[0].numel() for z in latents.values())
@@ -106,12 +105,11 @@ def log_aggregate_posterior(guide: Stochastic, latents: Mapping[str, Tensor], ba
 def information(guide: Stochastic, batches: Sequence[Batch]) -> Tensor:
     """log q(z_n | x_n) - log q(z_n) from one draw per datum, (N,), whose mean is I(x; z), at most log N, in nats.
 
-    Call inside a param store of the pair's.
-
     Raises: ValueError for a guide that draws from a point (Delta), which has no density.
     """
-    layout = read_layout(guide, None, batches[0], 1)
-    runs = [run_pair(guide, None, batch, 1, layout) for batch in batches]
+    pair = Pair(guide)
+    layout = pair.layout(batches[0], 1)
+    runs = [pair.run(batch, 1, layout=layout) for batch in batches]
     refuse_points(runs[0].model)
     draws = {name: torch.cat([run.latents[name][0] for run in runs]) for name in runs[0].latents}
     own = torch.cat([run.log_weights().log_prior[0] for run in runs])

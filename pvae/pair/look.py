@@ -28,7 +28,7 @@ def read_layout(model: Stochastic, guide: Stochastic | None, batch: Batch, num_s
     """How to run the pair with `num_samples` particles, once the referee has seen that its numbers are right.
 
     What is found out about a pair holds for all batches of these shapes, as long as the pair lives and what it reads
-    from Python stays as it is. Call inside a param store.
+    from Python stays as it is.
 
     Raises: ValueError, with the site and the reason, if a log weight would be wrong; `NoParticles` if that is so for
         several particles alone.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from pvae.pair.contexts import called_modules, running, seeded
 from pvae.pair.guards import Guard
 from pvae.pair.owners import within
-from pvae.pair.store import owner_of, remembered
+from pvae.pair.store import own_store, owner_of, remembered
 from pvae.support.refusals import one_line, shown
 
-__all__ = ["Parameters", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
+__all__ = ["Parameters", "Source", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
 
 Batch = tuple[Tensor, ...]
 Stochastic = Callable[..., Any]
@@ -143,13 +143,19 @@ def plain_name(name: str) -> str:
 
 
 def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -> Parameters:
-    """Run the pair once on `batch` and collect what it uses; call inside `private_store`.
+    """Run the pair once on `batch` and collect what it uses.
 
     No random state, buffer or training flag is changed.
 
     Raises: ValueError if the pair cannot run on the batch at all.
     """
-    with running("pair", batch), torch.no_grad(), seeded(0, batch[0].device), called_modules() as modules:
+    with (
+        own_store(model, guide),
+        running("pair", batch),
+        torch.no_grad(),
+        seeded(0, batch[0].device),
+        called_modules() as modules,
+    ):
         with poutine.trace() as guide_run:
             guide_leaves = _leaves_of(guide, batch) if guide is not None else {}
         with Guard(), poutine.replay(trace=guide_run.trace):

@@ -49,7 +49,7 @@ def approve(
 ) -> Layout:
     """The layout, with the way of running particles that gives the right numbers; `many` if there are several.
 
-    `modules` are those that the pair uses. Call inside a param store, without gradients, nets in evaluation mode.
+    `modules` are those that the pair uses. Call it without gradients, nets in evaluation mode.
 
     Raises: ValueError, with the site and the reason, where no way does.
     """

@@ -36,7 +36,7 @@ def run_pair(
     split: bool = False,
     branch: bool = False,
 ) -> PairRun:
-    """Run the guide, then the model on its draws, with K particles; call inside a param store of your choice.
+    """Run the guide, then the model on its draws, with K particles, in the param store that is open.
 
     Args:
         model: the model.

@@ -29,7 +29,7 @@ class Simulated:
 class Simulator:
     """Draws latents and data from a model, one per datum of a batch, from torch's global generator.
 
-    Parts of the batch that the model conditions on stay as they are. Build and call it inside a param store.
+    Parts of the batch that the model conditions on stay as they are.
 
     Args:
         model: any model within the contract.
@@ -57,12 +57,12 @@ class Simulator:
 
 
 def simulate(model: Any, batch: Batch) -> Simulated:
-    """One draw of latents and data for each datum of `batch`, as by a `Simulator`; call inside a param store."""
+    """One draw of latents and data for each datum of `batch`, as by a `Simulator`."""
     return Simulator(model, batch)(batch)
 
 
 def observed_parts(model: Any, batch: Batch) -> dict[str, int]:
-    """Which part of the batch each observed site holds; call inside a param store.
+    """Which part of the batch each observed site holds.
 
     Raises: ValueError if a site holds no part of it as it is (reshaped at most).
     """

@@ -10,7 +10,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import dropwhile
 from types import CodeType, FrameType
@@ -25,7 +25,7 @@ from pvae.pair.entry import inside
 from pvae.pair.owners import Link, Owners, package_of, within
 from pvae.support.refusals import shown
 
-__all__ = ["Bare", "bare_parameters", "owner_of", "private_store", "remembered"]
+__all__ = ["Bare", "bare_parameters", "is_inside", "own_store", "owner_of", "private_store", "remembered"]
 
 Stochastic = Callable[..., Any]
 # Name -> (unconstrained leaf, constraint) of each bare `pyro.param`.
@@ -86,6 +86,19 @@ def private_store(*functions: Stochastic | None, keep: bool = False, look: bool 
                     store.stay = around  # type: ignore[attr-defined]
                 if keep:
                     stay.remember(_bare(store.get_state()))
+
+
+def own_store(*functions: Stochastic | None) -> AbstractContextManager[None]:
+    """The private store of these functions: the one around, if it is theirs already, else one for inside."""
+    return nullcontext() if is_inside(*functions) else private_store(*functions)
+
+
+def is_inside(*functions: Stochastic | None) -> bool:
+    """Whether the param store is already one of these functions' own."""
+    stay: _Stay | None = vars(pyro.get_param_store()).get("stay")
+    return stay is not None and all(
+        function is None or any(function is own for own in stay.functions) for function in functions
+    )
 
 
 class _PrivateStore(ParamStoreDict):
@@ -231,7 +244,7 @@ class _Stay:
 
 
 def bare_parameters() -> Bare:
-    """The bare parameters that the pair has stated so far; call inside `private_store`."""
+    """The bare parameters that the pair has stated so far in its private store."""
     store: Any = pyro.get_param_store()
     return {name: entry for name, entry in _bare(store.get_state()).items() if name in store.stay.links}
 

@@ -27,7 +27,7 @@ def stray_leaves(
     """Leaves of the graph of a pair's densities and draws that it does not train, each with a name if one is found.
 
     Those of modules that `parameters.unregistered` names are left out, as are the batch itself and leaves that the
-    pair makes anew in each run. Call inside the param store in which the parameters were found.
+    pair makes anew in each run.
     """
     known = {id(leaf) for leaf in parameters.leaves.values()}
     known |= {

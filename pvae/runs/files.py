@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pvae.data.batches import Batches
 from pvae.pair.entry import entry
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters, as_device, find_parameters, home
 from pvae.pair.soundness import require_sound
 from pvae.pair.store import private_store
@@ -58,7 +59,7 @@ def save(
         if entries is not None:
             instance(name, entries, Mapping, what="a mapping of names to plain values", usual="{'note': 'first'}")
     batch = Batches(example_batch, None).example()
-    with private_store(model, guide):
+    with Pair(model, guide).inside():
         parameters = find_parameters(model, guide, batch)
     write_run(folder, parameters, batch, recipe, record)
 

@@ -13,9 +13,7 @@ from torch.distributions import Normal
 
 from pvae.objectives import BetaTCVAE, InfoVAE, Objective
 from pvae.objectives.info import KernelName
-from pvae.pair.look import read_layout
-from pvae.pair.run import run_pair
-from pvae.pair.store import private_store
+from pvae.pair.pair import Pair
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.pairs import Line, LineGuide, X
 from pvae.selfcheck.rows import Check, Measured, mean_of, value_and_parameters
@@ -41,7 +39,7 @@ def _against(
 ) -> list[Measured]:
     """The mean over the batch and its gradients, in as many runs, against the truth (1 + P,)."""
     (model, guide, x), draws = pair, []
-    with private_store(model, guide):
+    with Pair(model, guide).inside():
         for _ in range(max(100, setting.num_samples // 40)):
             value = objective.bound(model, guide, x).mean()
             gradients = torch.autograd.grad(value, list(leaves.values()))
@@ -82,9 +80,9 @@ def _total_correlation(setting: Setting) -> list[Measured]:
 
 def _integrated(model: Any, guide: Any, x: Tensor) -> Tensor:
     """The mean over data of E[log p(x | z) - weighted terms of log q(z | x) - log p(z)], over a grid of z's noise."""
-    with private_store(model, guide):
-        layout = read_layout(model, guide, (x,), 1)
-        q = run_pair(model, guide, (x,), 1, layout).guide["z"]["fn"].base_dist
+    pair = Pair(model, guide)
+    with pair.inside():
+        q = pair.run((x,), 1).guide["z"]["fn"].base_dist
     points = torch.linspace(-6, 6, 31, dtype=x.dtype, device=x.device)
     noise = torch.cartesian_prod(points, points, points)
     probability = Normal(0.0, 1.0).log_prob(noise).sum(-1).exp() * (points[1] - points[0]) ** 3

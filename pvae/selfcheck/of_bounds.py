@@ -12,9 +12,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from pvae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Objective, Renyi
 from pvae.pair.contexts import seeded
-from pvae.pair.look import read_layout
-from pvae.pair.run import run_pair
-from pvae.pair.store import private_store
+from pvae.pair.pair import Pair
 from pvae.selfcheck.rows import Check, Measured, apart, mean_of, not_above
 from pvae.selfcheck.setting import Setting
 from pvae.truth import Truth, linear_gaussian
@@ -51,7 +49,7 @@ def checks(setting: Setting) -> Iterator[Check]:
 def _draws(setting: Setting, known: Truth, objective: Objective) -> Tensor:
     """A bound's mean over data, in independent draws (R,): one run on the data so many times over."""
     model, guide, x = setting.place(known.model, known.guide, known.x)
-    with private_store(model, guide):
+    with Pair(model, guide).inside():
         bound = objective.bound(model, guide, x.repeat(_REPEATS, *(1,) * (x.dim() - 1)))
     return bound.reshape(_REPEATS, -1).mean(1).cpu()
 
@@ -66,7 +64,7 @@ def _gap(setting: Setting, known: Truth) -> list[Measured]:
     """The ELBO against log p(x) - KL(q(z | x) || p(z | x)), the KL in closed form."""
     model, guide, x = setting.place(known.model, known.guide, known.x)
     _, posterior, _ = setting.place(model, known.exact_guide, x)
-    with private_store(model, guide), torch.no_grad():
+    with Pair(model, guide).inside(), torch.no_grad():
         kl = kl_divergence(*[_distribution(model, each, x) for each in (guide, posterior)])
     truth = (known.log_prob - kl.cpu()).mean()
     return [mean_of(_draws(setting, known, ELBO()), truth, ["mean bound"])]
@@ -74,7 +72,7 @@ def _gap(setting: Setting, known: Truth) -> list[Measured]:
 
 def _distribution(model: Any, guide: Any, x: Tensor) -> Distribution:
     """What the guide draws its only latent from."""
-    (site,) = run_pair(model, guide, (x,), 1, read_layout(model, guide, (x,), 1)).guide.values()
+    (site,) = Pair(model, guide).run((x,), 1).guide.values()
     fn: Distribution = site["fn"]
     if isinstance(fn, Independent) and isinstance(fn.base_dist, Normal):
         return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev))
@@ -87,7 +85,7 @@ def _same(setting: Setting, left: Callable[[], Objective], right: Callable[[], O
     leaves = [*model.parameters(), *guide.parameters()]
     found = []
     for make in (left, right):
-        with private_store(model, guide), seeded(setting.seed, setting.device):
+        with Pair(model, guide).inside(), seeded(setting.seed, setting.device):
             bound = make().bound(model, guide, x)
         gradients = torch.autograd.grad(bound.sum(), leaves)
         found.append(torch.cat([bound.detach(), *[gradient.flatten() for gradient in gradients]]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.objectives import ELBO, IWAE, Objective
-from pvae.pair.store import private_store
+from pvae.pair.store import own_store
 from pvae.selfcheck.answers import LineAnswers, expected, log_mean
 from pvae.selfcheck.cases import Case, bits_cases, line_cases
 from pvae.selfcheck.game_cases import game_cases
@@ -53,7 +53,7 @@ def _draw(setting: Setting, objective: Objective, pair: Pair) -> tuple[list[str]
     x = torch.full((copies, 1), X, dtype=torch.float64)
     model, guide, x = setting.place(pair[0](copies), pair[1](copies), x)
     leaves = dict([*model.named_parameters(), *guide.named_parameters()])
-    with private_store(model, guide):
+    with own_store(model, guide):
         for module in objective.companions.values():
             module.to(setting.device)
             objective.bound(model, guide, x)  # so that a moving average has moved

@@ -39,7 +39,7 @@ __all__ = ["breaches", "require_contract"]
 
 
 def require_contract(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO) -> None:
-    """Raise ValueError with every error that there is before training; call inside a private store.
+    """Raise ValueError with every error that there is before training.
 
     Its warnings are about evaluation: in training, batch statistics are where they belong.
     """
@@ -49,7 +49,7 @@ def require_contract(model: Any, guide: Any, batch: Batch, objective: pyro.infer
 
 
 def breaches(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | None) -> list[Finding]:
-    """What breaks the contract, as one run of each function shows; call inside a private store."""
+    """What breaks the contract, as one run of each function shows."""
     findings: list[Finding] = []
     traces: dict[str, poutine.Trace] = {}
     replayed = poutine.Trace()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.pair.implicit import refusal_of
-from pvae.pair.look import look
-from pvae.pair.run import run_pair
+from pvae.pair.pair import Pair
 from pvae.pair.supports import family_of
 
 __all__ = ["describe_nonfinite"]
@@ -32,7 +31,8 @@ def describe_nonfinite(
 
 def _bad_site(model: Any, guide: Any, batch: tuple[Tensor, ...]) -> str:
     try:
-        run = run_pair(model, guide, batch, 1, look(model, guide, batch))
+        pair = Pair(model, guide)
+        run = pair.run(batch, 1, layout=pair.look(batch))
     except (RuntimeError, ValueError) as error:
         return f"the pair fails: {error}"
     for sites, place in ((run.guide, "guide"), (run.model, "model")):

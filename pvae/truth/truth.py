@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pvae.pair.contexts import seeded
-from pvae.pair.store import private_store
+from pvae.pair.pair import Pair
 from pvae.support.refusals import shown
 
 __all__ = ["Truth", "draw", "given_or_drawn"]
@@ -60,7 +60,7 @@ def given_or_drawn(x: Tensor | None, model: Callable[..., Any], like: Tensor, *,
 
 def draw(model: Callable[..., Any], like: Tensor) -> Tensor:
     """Data "x" from the model in the shape of `like`, the same at every call."""
-    with seeded(0), private_store(model), torch.no_grad():
+    with seeded(0), Pair(model).inside(), torch.no_grad():
         drawn = poutine.trace(poutine.uncondition(model)).get_trace(like).nodes["x"]["value"]
     assert drawn is not None
     return drawn

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pvae.pair.contexts import seeded
-from pvae.pair.look import read_layout
-from pvae.pair.run import run_pair
+from pvae.pair.pair import Pair
 from pvae.pair.sites import Batch, Site, require_latents
 
 __all__ = ["Joint"]
@@ -22,7 +21,7 @@ _LEAST_WIDTH = 32
 
 
 class Joint:
-    """A model on one batch, as a function of its latents; call inside a param store of the model's.
+    """A model on one batch, as a function of its latents.
 
     Args:
         model: the model.
@@ -38,14 +37,14 @@ class Joint:
     """
 
     def __init__(self, model: Any, batch: Batch, num_trials: int = 256, *, sums_out: bool = True) -> None:
-        self.model, self.batch = model, batch
-        layout = read_layout(model, None, batch, 2)
+        self.pair, self.batch = Pair(model), batch
+        layout = self.pair.layout(batch, 2)
         self.layout = layout if sums_out else replace(layout, summed=None)
         width = max(_LEAST_WIDTH, *(part[0].numel() for part in batch))
         self.rows_at_once = max(1, _VALUES_AT_ONCE // (width * len(batch[0])))
         num_trials = max(2, min(num_trials, self.rows_at_once))
         with torch.no_grad(), seeded(0, batch[0].device), pyro.validation_enabled(False):
-            run = run_pair(model, None, batch, num_trials, self.layout)
+            run = self.pair.run(batch, num_trials, layout=self.layout)
         self.prior_draws = run.latents
         self.sites: dict[str, Site] = {name: run.model[name] for name in self.prior_draws}
         self.shapes = {name: draws.shape[2:] for name, draws in self.prior_draws.items()}
@@ -56,5 +55,5 @@ class Joint:
         num_samples = len(next(iter(latents.values())))
         # A grid reaches the ends of a support, where Pyro's validation sees nothing but an error.
         with pyro.validation_enabled(False):
-            weights = run_pair(self.model, None, self.batch, num_samples, self.layout, given=latents).log_weights()
+            weights = self.pair.run(self.batch, num_samples, layout=self.layout, given=latents).log_weights()
         return weights.log_likelihood.double() + weights.log_prior.double()

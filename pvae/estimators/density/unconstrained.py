@@ -14,10 +14,8 @@ from pvae.estimators.density.hmc import Point
 from pvae.estimators.density.positions import ReadPositions, Space, WritePositions, with_event_dims
 from pvae.estimators.weights.chunks import StepMode
 from pvae.graphs.replay import Mode, Replay
-from pvae.pair.layout import Layout
-from pvae.pair.look import read_layout
+from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters
-from pvae.pair.run import run_pair
 from pvae.pair.sites import Batch, require_latents
 
 __all__ = ["UnconstrainedJoint"]
@@ -26,7 +24,7 @@ __all__ = ["UnconstrainedJoint"]
 class UnconstrainedJoint:
     """log p(z) + log |dz / du| and log p(x | z) at positions u (K, B, D), z = T(u) by the bijection of each support.
 
-    A support may depend on other draws. Call inside a param store of the model's, its modules in evaluation mode.
+    A support may depend on other draws.
 
     Args:
         model: the model.
@@ -37,9 +35,8 @@ class UnconstrainedJoint:
     """
 
     def __init__(self, model: Any, parameters: Parameters, step_mode: StepMode) -> None:
-        self.model, self.step_mode = model, step_mode
+        self.pair, self.step_mode = Pair(model), step_mode
         self.calls_left = 0
-        self._layouts: dict[tuple[int, int], Layout] = {}
         self._spaces: dict[tuple[int, int], Space] = {}
         mode: Mode = "traced" if step_mode == "eager" else step_mode
         self._replay = Replay(self._evaluate, parameters, mode, lambda: self.calls_left, "annealed chains")
@@ -51,11 +48,9 @@ class UnconstrainedJoint:
         Raises: ValueError for a model without latents, or with a discrete one.
         """
         key = num_samples, len(batch[0])
-        if key not in self._layouts:
-            self._layouts[key] = read_layout(self.model, None, batch, num_samples)
-        layout = self._layouts[key]
+        layout = self.pair.layout(batch, num_samples)
         with ReadPositions() as read:
-            run_pair(self.model, None, batch, num_samples, layout, given=latents)
+            self.pair.run(batch, num_samples, given=latents)
         if read.discrete:
             raise ValueError(
                 f"site '{read.discrete[0]}' is discrete, and annealed chains follow gradients; "
@@ -85,7 +80,7 @@ class UnconstrainedJoint:
             inside = position.isfinite().all(-1)
             leaf = torch.where(inside[..., None], position, 0.0).detach().requires_grad_()
             with WritePositions(space.split(leaf)) as write:
-                weights = run_pair(self.model, None, batch, key[0], space.layout).log_weights()
+                weights = self.pair.run(batch, key[0], layout=space.layout).log_weights()
             log_prior = weights.log_prior + space.total(write.log_dets, key[0])
             slopes = [_slope(each, leaf) for each in (log_prior, weights.log_likelihood)]
         log_prior = torch.where(inside, log_prior, -math.inf).detach()

@@ -41,7 +41,7 @@ class Proposal(Protocol):
     def layout(self, batch: Batch, num_samples: int) -> Layout:
         """How to run that many particles at once."""
 
-    def weigh(self, batch: Batch, num_samples: int, layout: Layout) -> Tensor:
+    def weigh(self, batch: Batch, num_samples: int) -> Tensor:
         """Log weights of fresh draws, (num_samples, B)."""
 
 
@@ -82,7 +82,6 @@ class Chunks:
         self._seconds: dict[Shapes, float] = {}
         self._traced: set[Shapes] = set()
         self._chunk = self._chunks_left = self._chunks_per_batch = self._eager_calls = 0
-        self._layouts: dict[tuple[int, int], Layout] = {}
         mode: Mode = "traced" if step_mode == "eager" else step_mode
         self._replay = Replay(self._weigh, parameters, mode, self._calls_left, "importance weights")
 
@@ -117,15 +116,11 @@ class Chunks:
     def _settle(self, batch: Batch, most: int) -> None:
         """Make chunks as even as can be of at most that many particles, and find out how to run one."""
         self._chunk = math.ceil(self.num_samples / math.ceil(self.num_samples / min(most, self.num_samples)))
-        key = len(batch[0]), self._chunk
-        if key not in self._layouts:
-            try:
-                self._layouts[key] = self.proposal.layout(batch, self._chunk)
-            except NoParticles:  # one after the other is slow, and right
-                self._chunk = 1
-                key = len(batch[0]), 1
-                self._layouts[key] = self.proposal.layout(batch, 1)
-        self._layout = self._layouts[key]
+        try:
+            self._layout = self.proposal.layout(batch, self._chunk)
+        except NoParticles:  # one after the other is slow, and right
+            self._chunk = 1
+            self._layout = self.proposal.layout(batch, 1)
 
     def _is_due(self, shapes: Shapes, on_gpu: bool) -> bool:
         """Whether to run chunks of these shapes by a graph."""
@@ -150,7 +145,7 @@ class Chunks:
         return self._chunks_left + self._batches_left * self._chunks_per_batch
 
     def _weigh(self, *batch: Tensor) -> list[Tensor]:
-        return [self.proposal.weigh(batch, self._chunk, self._layout)]
+        return [self.proposal.weigh(batch, self._chunk)]
 
 
 def rows_at_once(batch: Batch) -> int:

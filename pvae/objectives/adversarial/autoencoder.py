@@ -73,7 +73,7 @@ class AdversarialAutoencoder(Objective):
         weight = kl_weight * self.divergence
         log_likelihood = run.scaled_log_joint()[0][0]
         of_guide = self.discriminator(as_vectors(run.latents))
-        of_prior = self.discriminator(draw_prior(run, self._pair[0]).detach())
+        of_prior = self.discriminator(draw_prior(run, self._pair.model).detach())
         value = log_likelihood + weight * negative_divergence(of_guide, of_prior)
         if not torch.is_grad_enabled():
             return value

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
-from pvae.pair.run import run_pair
 from pvae.pair.sites import require_latents
 
 __all__ = ["as_vectors", "draw_prior"]
@@ -20,7 +20,7 @@ def draw_prior(run: PairRun, model: Any) -> Tensor:
     require_latents(run.latents, "there are no draws to compare with the prior's, use ELBO")
     if len(run.latents) > 1 or run.states is not None:
         # A site may depend on those before it, whose values in the run are the guide's.
-        return as_vectors(run_pair(model, None, run.batch, 1, run.layout).latents)
+        return as_vectors(Pair(model, in_own_store=False).run(run.batch, 1, layout=run.layout).latents)
     (name,) = run.latents
     fn = run.model[name]["fn"]
     draws = fn.rsample() if fn.has_rsample else fn.sample()

@@ -71,6 +71,6 @@ class AdversarialVB(Objective):
         value = log_likelihood - kl_weight * of_guide
         if not torch.is_grad_enabled():
             return value
-        of_prior = self.discriminator(*run.batch, draw_prior(run, self._pair[0]).detach())
+        of_prior = self.discriminator(*run.batch, draw_prior(run, self._pair.model).detach())
         surrogate = log_likelihood + kl_weight * log_prior + attach_draws(run, value) + logistic(of_guide, of_prior)
         return carry(value, surrogate)
