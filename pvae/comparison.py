@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvae.estimators.log_marginal import LogMarginal
 from pvae.pair.entry import entry
+from pvae.support.per_datum import PerDatum
 from pvae.support.refusals import instance
 
 __all__ = ["Comparison", "compare", "require_same_record"]
@@ -21,8 +22,15 @@ _BOUND_WORDS = {"lower": "lower bounds", "upper": "upper bounds", "unbiased": "u
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(PerDatum):
     """The paired difference d_n = log p_A(x_n) - log p_B(x_n) in nats; positive where A is better.
+
+    `standard_error` is that of data and draws together. With x_n independent, and draws independent between data, the
+    d_n are independent and of one law, whatever share of their spread comes from draws:
+    Var d_n = Var(log p_A(x_n)/p_B(x_n)) + E(mc_A^2 + mc_B^2). Their sample variance estimates the whole of it, so
+    s^2 / N is all of the error, and adding `mc_standard_error`, the part that more draws would remove, would count the
+    draws twice. It holds for draws that A and B share (one seed), too, but not for draws that all data share
+    (ParzenWindow).
 
     Attributes:
         values: d_n per datum, (N,), in the order of the data.
@@ -34,35 +42,11 @@ class Comparison:
         data: what was evaluated, where the data said so.
     """
 
-    values: Tensor
-    mc_standard_errors: Tensor
     untrusted: Tensor
     unjudged: Tensor
     bias: float
     bounds: tuple[str, str]
     data: dict[str, Any]
-
-    @property
-    def mean(self) -> float:
-        """Mean of d_n, nats per datum."""
-        return self.values.mean().item()
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean, of data and draws together: how much other data and seeds would move it.
-
-        With x_n independent, and draws independent between data, the d_n are independent and of one law, whatever
-        share of their spread comes from draws: Var d_n = Var(log p_A(x_n)/p_B(x_n)) + E(mc_A^2 + mc_B^2). Their
-        sample variance estimates the whole of it, so s^2 / N is all of the error, and adding `mc_standard_error`
-        would count the draws twice. It holds for draws that A and B share (one seed), too, but not for draws that all
-        data share (ParzenWindow).
-        """
-        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
-
-    @property
-    def mc_standard_error(self) -> float:
-        """The part of `standard_error` that more draws would remove: sqrt(sum_n (mc_A^2 + mc_B^2)) / N."""
-        return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters, find_parameters
 from pvae.pair.sites import Batch
 from pvae.support.arguments import check_pair, check_seed
+from pvae.support.per_datum import PerDatum
 from pvae.support.progress import Progress
 from pvae.support.refusals import flag, shown, whole
 
@@ -47,7 +48,7 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
-class LogMarginal:
+class LogMarginal(PerDatum):
     """Estimates of log p(x) in nats, bigger is better.
 
     Attributes:
@@ -65,8 +66,6 @@ class LogMarginal:
         unfinished: indices of the data whose error is still above the `target_se`; None without one.
     """
 
-    values: Tensor
-    mc_standard_errors: Tensor
     ess: Tensor
     khat: Tensor
     num_samples: int
@@ -75,23 +74,6 @@ class LogMarginal:
     upper_values: Tensor | None = None
     samples: Tensor | None = None
     unfinished: Tensor | None = None
-
-    @property
-    def mean(self) -> float:
-        """Mean over data, nats per datum."""
-        return self.values.mean().item()
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over data: how much another sample of data would move it."""
-        if self.mean == -math.inf:
-            return math.inf
-        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
-
-    @property
-    def mc_standard_error(self) -> float:
-        """Standard error of the mean from drawing K particles: how much another seed would move it."""
-        return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
 
     @property
     def gap(self) -> float:
@@ -118,9 +100,7 @@ class LogMarginal:
         """The result as plain numbers, for a table or JSON."""
         upper = {} if self.upper_values is None else {"upper_mean": self.upper_values.mean().item(), "gap": self.gap}
         return {
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "mc_standard_error": self.mc_standard_error,
+            **super().summary(),
             "median_ess": self.ess.median().item(),
             "median_khat": self.khat.nanmedian().item(),
             "max_khat": max((k for k in self.khat.tolist() if not math.isnan(k)), default=math.nan),

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pvae.pair.entry import alone
+from pvae.support.batch import Batch
 from pvae.support.refusals import one_line
 
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
-Batch = tuple[Tensor, ...]
 # What is left of a line for the shapes, and for what torch or Pyro say with a remedy behind it.
 _MOST_OF_SHAPES, _MOST_OF_BOTH = 45, 165
 _FIXES = {

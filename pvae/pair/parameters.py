@@ -18,11 +18,11 @@ from pvae.pair.contexts import called_modules, running, seeded
 from pvae.pair.guards import Guard
 from pvae.pair.owners import within
 from pvae.pair.store import own_store, owner_of, remembered
+from pvae.support.batch import Batch
 from pvae.support.refusals import one_line, shown
 
 __all__ = ["Parameters", "Source", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
 
-Batch = tuple[Tensor, ...]
 Stochastic = Callable[..., Any]
 
 

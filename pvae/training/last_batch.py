@@ -16,11 +16,10 @@ from pvae.data.batches import Batches
 from pvae.graphs.trace import unchanged_buffers
 from pvae.pair.contexts import FAILURES, evaluation, failure, seeded, uncompiled
 from pvae.pair.parameters import Parameters
+from pvae.support.batch import Batch
 from pvae.training.step import Gradients, Step, eager_step, summed_bound
 
 __all__ = ["attempt", "settle_last_batches"]
-
-Batch = tuple[Tensor, ...]
 
 
 def settle_last_batches(

@@ -13,10 +13,10 @@ from torch.nn.utils import get_total_norm
 from pvae.graphs.replay import Mode, Replay
 from pvae.objectives.objective import Objective
 from pvae.pair.parameters import Parameters
+from pvae.support.batch import Batch
 
 __all__ = ["EagerStep", "Gradients", "PyroStep", "Step", "TracedStep", "eager_step", "summed_bound"]
 
-Batch = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
 # The loss to differentiate, and what to report in its place where a KL weight is part of it.
 Loss = Callable[[Batch, Tensor | float], tuple[Tensor, Tensor]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.data.batches import Batches, Data
-from pvae.diagnostics.setting import looking, rows_at_once, take
+from pvae.diagnostics.looking import looking, rows_at_once, take
 from pvae.pair.entry import entry
 from pvae.pair.layout import Layout
 from pvae.pair.pair import Pair

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvae.data.batches import Data
 from pvae.diagnostics.local import free_guide, optimise
-from pvae.diagnostics.setting import PerDatum, looking, rows_at_once
+from pvae.diagnostics.looking import looking, rows_at_once
 from pvae.estimators.importance import ImportanceSampling
 from pvae.estimators.log_marginal import Estimator, log_marginal, require_estimator
 from pvae.pair.contexts import evaluation, running, seeded
@@ -21,6 +21,7 @@ from pvae.pair.pair import Pair
 from pvae.pair.parameters import Parameters, find_parameters
 from pvae.pair.sites import Batch
 from pvae.support.arguments import GUIDE
+from pvae.support.per_datum import PerDatum
 from pvae.support.refusals import built, function, number, shown, whole
 
 __all__ = ["InferenceGap", "inference_gap"]

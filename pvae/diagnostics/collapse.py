@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pvae.data.batches import Data
 from pvae.diagnostics.factors import site_kl, site_mean
-from pvae.diagnostics.setting import PerDatum, looking, take
+from pvae.diagnostics.looking import looking, take
 from pvae.pair.aggregate import log_aggregate_posterior, refuse_points
 from pvae.pair.entry import entry
 from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import require_latents
 from pvae.support.arguments import GUIDE
+from pvae.support.per_datum import PerDatum
 from pvae.support.refusals import built, number, whole
 
 __all__ = ["Collapse", "collapse"]

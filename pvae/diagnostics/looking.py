@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pvae.data.batches import Batches, Data
 from pvae.data.supports import require_support
@@ -19,44 +16,10 @@ from pvae.pair.sites import Batch
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import whole
 
-__all__ = ["PerDatum", "looking", "rows_at_once", "take"]
+__all__ = ["looking", "rows_at_once", "take"]
 
 # Values held at once by what is chunked: some tens of MB.
 _VALUES_AT_ONCE = 2_000_000
-
-
-@dataclass(frozen=True)
-class PerDatum:
-    """A number per datum in nats, `values` (N,), and its Monte-Carlo standard errors (N,), in float64 on the CPU."""
-
-    values: Tensor
-    mc_standard_errors: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Mean over data."""
-        return self.values.mean().item()
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over data: how much another sample of data (and another seed) would move it."""
-        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
-
-    @property
-    def mc_standard_error(self) -> float:
-        """Standard error of the mean from the draws alone."""
-        return self.mc_standard_errors.square().sum().sqrt().item() / len(self.values)
-
-    def summary(self) -> dict[str, float]:
-        """Mean and both errors."""
-        return {
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "mc_standard_error": self.mc_standard_error,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} (se {self.standard_error:.2g} over data, {self.mc_standard_error:.2g} from draws)"
 
 
 @contextmanager
