@@ -8,10 +8,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.hierarchical import Conditional, Draws
 from pvae.guides.parts.placing import in_plates, width
 from pvae.pair.sites import LatentSite
@@ -25,7 +25,7 @@ __all__ = ["Auxiliary"]
 _MIN_SCALE = 0.1
 
 
-class Auxiliary(nn.Module):
+class Auxiliary(AmortizedGuide):
     """A continuous mixture: q(z | x) = int q(a | x) q(z | a, x) da, all three Gaussian with independent numbers.
 
     Its density has no closed form, so the model is extended by r(a | x, z), which the guide trains beside q, and the
@@ -53,6 +53,8 @@ class Auxiliary(nn.Module):
     Hierarchical Variational Models.
     """
 
+    name = "auxiliary"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -78,15 +80,14 @@ class Auxiliary(nn.Module):
         for net in (self.conditional, self.reverse):
             net.to(self.encoder.head.weight.dtype)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample the auxiliary latent and every latent site of the model, for each datum of the batch."""
-        pyro.module("auxiliary", self)
-        of_auxiliary, of_latents, of_reverse = self.encoder(*batch).split(self.num_features, -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample the auxiliary latent and every site of the model from the numbers of each datum, (B, num_outputs)."""
+        of_auxiliary, of_latents, of_reverse = numbers.split(self.num_features, -1)
         draws = Draws()
-        with in_plates(self.sites, len(batch[0])) as inside:
+        with in_plates(self.sites, len(numbers)) as inside:
             a = draws.sample(self.auxiliary, of_auxiliary, _MIN_SCALE, infer={"is_auxiliary": True})
-            numbers = self.conditional(of_latents, draws.rows).split(self.widths, -1)
-            for site, own in zip(self.sites, numbers, strict=True):
+            parts = self.conditional(of_latents, draws.rows).split(self.widths, -1)
+            for site, own in zip(self.sites, parts, strict=True):
                 with inside(site):
                     draws.sample(site, own, self.min_scale)
             reverse = draws.gaussian(self.auxiliary, self.reverse(of_reverse, draws.rows[1:]), _MIN_SCALE)

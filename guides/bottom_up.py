@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import pyro
 from torch import Tensor, nn
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.hierarchical import Conditional, Draws
 from pvae.guides.parts.placing import in_plates, width
 from pvae.support.arguments import check_min_scale
@@ -17,7 +16,7 @@ from pvae.support.refusals import flag, widths
 __all__ = ["BottomUp"]
 
 
-class BottomUp(nn.Module):
+class BottomUp(AmortizedGuide):
     """Gaussian layers from the data up: q(z | x) = q(z_1 | x) prod_l q(z_l+1 | z_l).
 
     z_1, next to the data, is the last latent site of the model. The numbers of one layer are independent given the draw
@@ -36,6 +35,8 @@ class BottomUp(nn.Module):
 
     Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
     """
+
+    name = "bottom_up"
 
     def __init__(
         self,
@@ -58,13 +59,12 @@ class BottomUp(nn.Module):
         self.encoder = Encoder(example_batch, sum(self.num_features), hidden, encoder)
         self.nets.to(self.encoder.head.weight.dtype)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("bottom_up", self)
-        features = self.encoder(*batch).split(self.num_features, -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        features = numbers.split(self.num_features, -1)
         draws = Draws()
-        with in_plates(self.sites, len(batch[0])) as inside:
+        with in_plates(self.sites, len(numbers)) as inside:
             for index, (site, own) in enumerate(zip(self.sites, features, strict=True)):
-                numbers = self.nets[index - 1](own, draws.rows[-1:]) if index else own
+                own = self.nets[index - 1](own, draws.rows[-1:]) if index else own
                 with inside(site):
-                    draws.sample(site, numbers, self.min_scale)
+                    draws.sample(site, own, self.min_scale)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.placing import arrange, free_shape, in_plates, width
 
 __all__ = ["Delta"]
 
 
-class Delta(nn.Module):
+class Delta(AmortizedGuide):
     """A point: q(z | x) puts all mass on z = encoder(x), for every latent site.
 
     Under `ELBO(beta=0)` this trains the plain autoencoder, under `ELBO()` the penalised one whose codes are
@@ -31,6 +31,8 @@ class Delta(nn.Module):
     Hinton and Salakhutdinov (2006).
     """
 
+    name = "delta"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -44,11 +46,10 @@ class Delta(nn.Module):
         self.widths = [width(site) for site in self.sites]
         self.encoder = Encoder(example_batch, sum(self.widths), hidden, encoder)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Place every latent site of the model, for each datum of the batch."""
-        pyro.module("delta", self)
-        parts = self.encoder(*batch).split(self.widths, -1)
-        with in_plates(self.sites, len(batch[0])) as inside:
+    def draw(self, numbers: Tensor) -> None:
+        """Place every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        parts = numbers.split(self.widths, -1)
+        with in_plates(self.sites, len(numbers)) as inside:
             for site, part in zip(self.sites, parts, strict=True):
                 z = site.bijection(arrange(site, part, free_shape(site)))
                 with inside(site):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.placing import width
 from pvae.support.arguments import check_min_scale
@@ -18,7 +17,7 @@ from pvae.support.arguments import check_min_scale
 __all__ = ["FullCovariance"]
 
 
-class FullCovariance(nn.Module):
+class FullCovariance(AmortizedGuide):
     """One Gaussian over all latent sites: q(z | x) = N(z | loc(x), L(x) L(x)'), carried to each support.
 
     The encoder gives loc and the lower triangle of L, whose diagonal is made positive. All latent numbers of a datum,
@@ -36,6 +35,8 @@ class FullCovariance(nn.Module):
     Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
     """
 
+    name = "full_covariance"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -51,12 +52,11 @@ class FullCovariance(nn.Module):
         self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim + self.dim * (self.dim + 1) // 2, hidden, encoder)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("full_covariance", self)
-        loc, triangle = self.encoder(*batch).split([self.dim, self.dim * (self.dim + 1) // 2], -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        loc, triangle = numbers.split([self.dim, self.dim * (self.dim + 1) // 2], -1)
         joint = dist.MultivariateNormal(loc, scale_tril=self._factor(triangle))
-        sample_jointly(self.sites, joint, len(batch[0]))
+        sample_jointly(self.sites, joint, len(numbers))
 
     def _factor(self, triangle: Tensor) -> Tensor:
         """The triangle's numbers (B, D (D + 1) / 2) as a Cholesky factor (B, D, D)."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.placing import width
 from pvae.nets import MLP
@@ -23,7 +22,7 @@ _REFUSAL = (
 )
 
 
-class Implicit(nn.Module):
+class Implicit(AmortizedGuide):
     """z = loc(x) + net(h(x), noise), noise ~ N(0, I), over all latents of a datum at once: any shape of q(z | x).
 
     Each site's numbers are carried to its support. The draws have no density, so no bound made of log weights trains
@@ -43,6 +42,8 @@ class Implicit(nn.Module):
     Mescheder, Nowozin and Geiger (2017), Adversarial Variational Bayes.
     """
 
+    name = "implicit"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -61,10 +62,9 @@ class Implicit(nn.Module):
         self.encoder = Encoder(example_batch, self.dim + context, hidden, encoder)
         self.net = MLP(context + noise_dim, hidden[-1:], self.dim).to(self.encoder.head.weight)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Draw every latent site of the model, for each datum of the batch."""
-        pyro.module("implicit", self)
-        loc, context = self.encoder(*batch).tensor_split([self.dim], -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Draw every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        loc, context = numbers.tensor_split([self.dim], -1)
 
         def draw(shape: torch.Size) -> Tensor:
             noise = torch.randn(*shape, self.noise_dim, dtype=loc.dtype, device=loc.device)

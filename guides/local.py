@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +10,16 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pvae.guides.mean_field import MeanField
+from pvae.guides.parts.amortized import AmortizedGuide, as_amortized
 from pvae.pair.contexts import called_modules, running
 from pvae.pair.sites import Batch, as_batch
 from pvae.support.arguments import MODEL
-from pvae.support.refusals import built, function, shown
+from pvae.support.refusals import built, function
 
-__all__ = ["Local", "encoder_of"]
+__all__ = ["Local"]
 
 
-class Local(nn.Module):
+class Local(AmortizedGuide):
     """Any family without amortisation: q(z_n) of datum n has numbers of its own, in a table of one row per datum.
 
     Trained with the model frozen it reaches the best bound of its family, L[q*]: what an amortised guide of the family
@@ -32,14 +32,16 @@ class Local(nn.Module):
     Args:
         model: any model within the contract; its latent sites are read from one run.
         data: all N data (N, ...), or a tuple of them.
-        family: from the model and the data to a guide whose `encoder` gives (N, numbers): a class of `pvae.guides`, or
-            a function that builds one with options, or that returns a trained one to start from, which is copied.
+        family: from the model and the data to an amortized guide: a class of `pvae.guides`, or a function that builds
+            one with options, or that returns a trained one to start from, whose parts are copied.
 
-    Raises: ValueError for a guide without such an encoder, a site that the family does not serve, or a datum
+    Raises: ValueError for a family that gives no such guide, a site that the family does not serve, or a datum
     that is none of the N.
 
     Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
     """
+
+    name = "local"
 
     def __init__(
         self,
@@ -54,22 +56,25 @@ class Local(nn.Module):
         built("model", model, usual=MODEL)
         with running("family", batch):
             guide = family(model, data)
+        guide = as_amortized(guide)
         with torch.no_grad(), called_modules():
-            numbers = encoder_of(guide)(*batch)
-        if not isinstance(numbers, Tensor) or numbers.dim() != 2 or len(numbers) != len(batch[0]):
-            got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+            numbers = guide.numbers(*batch)
+        if numbers.dim() != 2 or len(numbers) != len(batch[0]):
             raise ValueError(
-                f"the encoder of {type(guide).__name__} must give numbers ({len(batch[0])}, n), got {got}; use a "
+                f"{type(guide).__name__} must give numbers ({len(batch[0])}, n), got {tuple(numbers.shape)}; use a "
                 "family such as MeanField"
             )
-        # Sites and families are told apart by identity, so the copy keeps them.
-        kept = [value for module in guide.modules() for name, value in vars(module).items() if name[0] != "_"]
-        self.guide = copy.deepcopy(guide, {id(value): value for value in kept})
-        self.guide.encoder = _Table(batch, numbers)
+        self.guide = guide.without_encoder()
+        self.table = _Table(batch, numbers)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        self.guide(*batch)
+    def numbers(self, *batch: Tensor) -> Tensor:
+        """The row of each datum, (B, n)."""
+        numbers: Tensor = self.table(*batch)
+        return numbers
+
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, n)."""
+        self.guide.draw(numbers)
 
 
 class _Table(nn.Module):
@@ -111,16 +116,3 @@ class _Table(nn.Module):
         bits = values.view(torch.int64)
         # Short numbers have their bits at the top, where a factor would push them out.
         return ((bits ^ (bits >> 52) ^ (bits >> 26)) * self.factors).sum(-1)
-
-
-def encoder_of(guide: Any) -> nn.Module:
-    """The encoder of a guide, which may then be replaced.
-
-    Raises: ValueError for a guide that has none.
-    """
-    encoder = getattr(guide, "encoder", None)
-    if isinstance(guide, nn.Module) and isinstance(encoder, nn.Module):
-        return encoder
-    raise ValueError(
-        f"family must give a guide with an `encoder` module, got {shown(guide)}; use a class such as MeanField"
-    )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.placing import width
 from pvae.support.arguments import check_min_scale
@@ -21,7 +20,7 @@ from pvae.support.refusals import whole
 __all__ = ["LowRank"]
 
 
-class LowRank(nn.Module):
+class LowRank(AmortizedGuide):
     """One Gaussian over all latent sites: q(z | x) = N(z | loc(x), diag(scale(x)^2) + F(x) F(x)').
 
     F is (D, rank) for the D latent numbers of a datum, of all sites and their plates inside the data plate: with few
@@ -42,6 +41,8 @@ class LowRank(nn.Module):
     Variational Approximation with a Factor Covariance Structure.
     """
 
+    name = "low_rank"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -59,12 +60,11 @@ class LowRank(nn.Module):
         self.dim = sum(width(site) for site in self.sites)
         self.encoder = Encoder(example_batch, self.dim * (2 + rank), hidden, encoder)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("low_rank", self)
-        loc, raw, factor = self.encoder(*batch).split([self.dim, self.dim, self.dim * self.rank], -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        loc, raw, factor = numbers.split([self.dim, self.dim, self.dim * self.rank], -1)
         factor = factor.unflatten(-1, (self.dim, self.rank))
-        sample_jointly(self.sites, _Normal(loc, factor, self.min_scale + softplus(raw)), len(batch[0]))
+        sample_jointly(self.sites, _Normal(loc, factor, self.min_scale + softplus(raw)), len(numbers))
 
 
 class _Normal(dist.TorchDistribution):

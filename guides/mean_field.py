@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import pyro
-from torch import Tensor, nn
+from torch import Tensor
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.matching import match, num_outputs, sample_independently
 from pvae.support.arguments import check_min_scale
 
 __all__ = ["MeanField"]
 
 
-class MeanField(nn.Module):
+class MeanField(AmortizedGuide):
     """Independent Gaussians: q(z | x) = prod_d N(z_d | loc_d(x), scale_d(x)^2) carried to each site's support.
 
     Or independent latents of another family, q(z | x) = prod_d f(z_d | numbers_d(x)), by name: used as it is where it
@@ -39,6 +38,8 @@ class MeanField(nn.Module):
     Reparameterization Gradients.
     """
 
+    name = "mean_field"
+
     def __init__(
         self,
         model: Callable[..., object],
@@ -56,7 +57,6 @@ class MeanField(nn.Module):
         count = sum(map(num_outputs, self.sites, self.families))
         self.encoder = Encoder(example_batch, count, hidden, encoder)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("mean_field", self)
-        sample_independently(self.sites, self.encoder(*batch), self.min_scale, self.families)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        sample_independently(self.sites, numbers, self.min_scale, self.families)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import pyro
 from torch import Tensor, nn
 
-from pvae.guides.parts.amortized import Encoder
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder
 from pvae.guides.parts.hierarchical import Conditional
 from pvae.guides.parts.laws import Sampler, law_of
 from pvae.guides.parts.placing import in_plates
@@ -19,7 +18,7 @@ from pvae.support.refusals import widths
 __all__ = ["Mixed"]
 
 
-class Mixed(nn.Module):
+class Mixed(AmortizedGuide):
     """A family for each site by its support: q(z | x) = prod_l q(z_l | x, z_1, ..., z_l-1), in the order of the model.
 
     Bernoulli for binary sites, categorical for whole numbers and one-hot vectors, Gaussians carried to the support for
@@ -38,6 +37,8 @@ class Mixed(nn.Module):
 
     Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models.
     """
+
+    name = "mixed"
 
     def __init__(
         self,
@@ -59,14 +60,13 @@ class Mixed(nn.Module):
         self.encoder = Encoder(example_batch, sum(self.num_features), hidden, encoder)
         self.nets.to(self.encoder.head.weight.dtype)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("mixed", self)
-        features = self.encoder(*batch).split(self.num_features, -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        features = numbers.split(self.num_features, -1)
         draws: list[Tensor] = []
         sample = Sampler()
-        with in_plates(self.sites, len(batch[0])) as inside:
+        with in_plates(self.sites, len(numbers)) as inside:
             for index, (law, own) in enumerate(zip(self.laws, features, strict=True)):
-                numbers = self.nets[index - 1](own, draws) if index else own
+                own = self.nets[index - 1](own, draws) if index else own
                 with inside(law.site):
-                    draws.append(sample(law, numbers))
+                    draws.append(sample(law, own))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.placing import width
 from pvae.support.arguments import check_min_scale
@@ -20,7 +19,7 @@ from pvae.support.refusals import flag, whole
 __all__ = ["Mixture"]
 
 
-class Mixture(nn.Module):
+class Mixture(AmortizedGuide):
     """Several Gaussians over all latent sites: q(z | x) = sum_m p_m(x) N(z | loc_m(x), diag(scale_m(x)^2)).
 
     A component holds all latent numbers of a datum, of all sites and their plates inside the data plate, and is carried
@@ -44,6 +43,8 @@ class Mixture(nn.Module):
     Nalisnick, Hertel and Smyth (2016), Approximate Inference for Deep Latent Gaussian Mixtures; Morningstar et al.
     (2021), Automatic Differentiation Variational Inference with Mixtures.
     """
+
+    name = "mixture"
 
     def __init__(
         self,
@@ -70,15 +71,14 @@ class Mixture(nn.Module):
             bias: Tensor = self.encoder.head.bias
             bias[: self.size] = (start - start.mean(0)).flatten().to(bias)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("mixture", self)
-        loc, raw, logits = self.encoder(*batch).tensor_split([self.size, 2 * self.size], -1)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        loc, raw, logits = numbers.tensor_split([self.size, 2 * self.size], -1)
         loc, raw = (each.unflatten(-1, (self.num_components, self.dim)) for each in (loc, raw))
         if not self.learn_weights:
             logits = loc.new_zeros(loc.shape[:-1])
         components = dist.Normal(loc, self.min_scale + softplus(raw)).to_event(1)
-        sample_jointly(self.sites, _DiagonalMixture(dist.Categorical(logits=logits), components), len(batch[0]))
+        sample_jointly(self.sites, _DiagonalMixture(dist.Categorical(logits=logits), components), len(numbers))
 
 
 class _DiagonalMixture(dist.MixtureSameFamily):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pvae.guides.parts.amortized import read, width_given
+from pvae.guides.parts.amortized import AmortizedGuide, read, width_given
 from pvae.guides.parts.hierarchical import Conditional, Draws
 from pvae.guides.parts.placing import in_plates, width
 from pvae.pair.sites import LatentSite, as_batch
@@ -19,7 +18,7 @@ from pvae.support.refusals import widths
 __all__ = ["Recurrent"]
 
 
-class Recurrent(nn.Module):
+class Recurrent(AmortizedGuide):
     """Gaussian steps, each from the one before and all data to come: q(z | x) = prod_t q(z_t | z_t-1, h_t).
 
     h_t = GRU(x_t, h_t+1) runs back from the last step. The exact posterior of a state-space model factorises this way:
@@ -39,6 +38,8 @@ class Recurrent(nn.Module):
 
     Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State Space Models (their DKS).
     """
+
+    name = "recurrent"
 
     def __init__(
         self,
@@ -69,18 +70,22 @@ class Recurrent(nn.Module):
         if batch[0].is_floating_point():
             self.to(batch[0].dtype)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("recurrent", self)
-        features = self.head(self.encoder(*batch)).unbind(1)
+    def numbers(self, *batch: Tensor) -> Tensor:
+        """What the encoder says of each step, (B, T, num_outputs)."""
+        numbers: Tensor = self.head(self.encoder(*batch))
+        return numbers
+
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each step, (B, T, num_outputs)."""
+        features = numbers.unbind(1)
         draws = Draws()
-        before = self.start.expand(1, len(batch[0]), -1)
-        with in_plates(self.sites, len(batch[0])) as inside:
+        before = self.start.expand(1, len(numbers), -1)
+        with in_plates(self.sites, len(numbers)) as inside:
             for index, (site, own) in enumerate(zip(self.sites, features, strict=True)):
                 loc, raw = self.net(own, [before]).chunk(2, -1)
-                numbers = torch.cat([loc + self.linear(before), raw], -1)
+                of_site = torch.cat([loc + self.linear(before), raw], -1)
                 with inside(site):
-                    draws.sample(site, numbers if index else numbers[0], self.min_scale)
+                    draws.sample(site, of_site if index else of_site[0], self.min_scale)
                 before = draws.rows[-1]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,11 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform
 
-from pvae.guides.local import encoder_of
 from pvae.guides.mean_field import MeanField
-from pvae.guides.parts.amortized import read
+from pvae.guides.parts.amortized import AmortizedGuide, as_amortized, read
 from pvae.pair.contexts import running
 from pvae.pair.layout import Place
 from pvae.pair.look import read_layout
@@ -32,7 +30,7 @@ __all__ = ["SemiAmortized"]
 _LONGEST = 1.0
 
 
-class SemiAmortized(nn.Module):
+class SemiAmortized(AmortizedGuide):
     """An encoder's numbers, refined for each datum: lambda_0 = encoder(x), lambda_t+1 = lambda_t + lr_t dELBO/dlambda.
 
     The ELBO of a datum with the model as it is, at train and at test. A step that does not raise it on the noise it was
@@ -48,8 +46,8 @@ class SemiAmortized(nn.Module):
         example_batch: a batch (B, ...), or a tuple of them, read for its shapes.
         hidden: widths of the default encoder's hidden layers (tanh).
         encoder: a net from the batch to features (B, F), used instead of the default.
-        family: what is refined: a class of `pvae.guides`, or a function of the same arguments to a guide whose
-            `encoder` gives (B, numbers).
+        family: what is refined: a class of `pvae.guides`, or a function of the same arguments to an amortized
+            guide.
         num_steps: n; with 0 it is the family itself.
         lr: the first rate.
         num_samples: draws per step.
@@ -59,6 +57,8 @@ class SemiAmortized(nn.Module):
 
     Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-Amortized Variational Autoencoders; Marino, Yue and Mandt (2018).
     """
+
+    name = "semi_amortized"
 
     def __init__(
         self,
@@ -81,20 +81,21 @@ class SemiAmortized(nn.Module):
         function("family", family, usual="pvae.guides.MeanField")
         read(model, example_batch)
         with running("family", as_batch(example_batch)):
-            self.guide = family(model, example_batch, hidden=hidden, encoder=encoder)
-        self.guide.encoder = _Encoder(encoder_of(self.guide))
+            guide = family(model, example_batch, hidden=hidden, encoder=encoder)
+        self.guide = as_amortized(guide)
         # Not as a submodule: its parameters are the model's own.
         self.model = (model,)
         with private_store(model, look=True):
             # Draws are taken on copies of the batch, for the particles' dim may be in use by the caller.
             self.layout = replace(read_layout(model, None, as_batch(example_batch), 1), vectorizes=False)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("semi_amortized", self)
-        start = self.guide.encoder(*batch)
-        with self.guide.encoder.giving(self._refined(start, batch)):
-            self.guide(*batch)
+    def numbers(self, *batch: Tensor) -> Tensor:
+        """The refined numbers of each datum, (B, n)."""
+        return self._refined(self.guide.numbers(*batch), batch)
+
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, n)."""
+        self.guide.draw(numbers)
 
     def _refined(self, start: Tensor, batch: Batch) -> Tensor:
         through = self.differentiable and torch.is_grad_enabled()
@@ -120,31 +121,9 @@ class SemiAmortized(nn.Module):
     def _bound(self, numbers: Tensor, batch: Batch, noise: _Noise) -> Tensor:
         """The ELBO of each datum under the numbers, (B,)."""
         rows = numbers.repeat(self.num_samples, 1)
-        with noise, self.guide.encoder.giving(rows):
-            run = run_pair(self.model[0], self.guide, batch, self.num_samples, self.layout)
+        with noise:
+            run = run_pair(self.model[0], lambda *_: self.guide.draw(rows), batch, self.num_samples, self.layout)
         return run.log_weights().values.mean(0)
-
-
-class _Encoder(nn.Module):
-    """An encoder that gives other numbers where it is told to."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self._numbers: list[Tensor] = []
-
-    @contextmanager
-    def giving(self, numbers: Tensor) -> Iterator[None]:
-        """Inside, these numbers."""
-        self._numbers.append(numbers)
-        try:
-            yield
-        finally:
-            self._numbers.pop()
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        """Numbers (B, n)."""
-        return self._numbers[-1] if self._numbers else self.encoder(*batch)
 
 
 class _Noise(Messenger):

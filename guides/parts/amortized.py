@@ -1,9 +1,17 @@
-"""What amortized guides share: an encoder, and one affine head per number that a family needs."""
+"""What amortized guides share: an encoder, and draws from the numbers that it gives.
+
+Example: a guide of one latent z (B, 2) by Gaussians needs 4 numbers per datum. For a batch x (3, 64), `numbers(x)` is
+(3, 4), and `draw` of these samples z (3, 2), or with K = 5 particles around (5, 3, 2).
+"""
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -15,7 +23,56 @@ from pvae.pair.sites import Batch, LatentSite, as_batch, latent_sites
 from pvae.support.glorot import glorot
 from pvae.support.refusals import shown, widths
 
-__all__ = ["Encoder", "constrained", "read", "width_given"]
+__all__ = ["AmortizedGuide", "Encoder", "as_amortized", "constrained", "read", "width_given"]
+
+
+class AmortizedGuide(nn.Module):
+    """A guide q(z | x) = q(z; numbers(x)): an encoder gives numbers for each datum, and all latents are drawn by them.
+
+    To write a guide, subclass it: the constructor reads the latent sites of the model (`read`) and builds the encoder
+    with as many numbers as they need, and `draw` samples every site, the numbers of a datum being all that it knows of
+    it. Whatever puts other numbers in their place, such as a table of free ones (`Local`) or refined ones
+    (`SemiAmortized`), then works with it.
+
+    Attributes:
+        name: what the guide is registered as by `pyro.module`, and so the first part of the names of its parameters.
+        encoder: from a batch to the numbers of each datum.
+    """
+
+    name: str
+    encoder: Any
+
+    def numbers(self, *batch: Tensor) -> Tensor:
+        """What the encoder says of each datum, (B, num_outputs)."""
+        numbers: Tensor = self.encoder(*batch)
+        return numbers
+
+    @abstractmethod
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+
+    def forward(self, *batch: Tensor) -> None:
+        """Sample every latent site of the model, for each datum of the batch."""
+        pyro.module(self.name, self)
+        self.draw(self.numbers(*batch))
+
+    def without_encoder(self) -> AmortizedGuide:
+        """What draws, by itself: the same sites, and copies of all parts but the encoder."""
+        alone = copy.copy(self)
+        for kind in ("_modules", "_parameters", "_buffers"):
+            parts = vars(self)[kind].items()
+            vars(alone)[kind] = {name: copy.deepcopy(part) for name, part in parts if part is not self.encoder}
+        return alone
+
+
+def as_amortized(guide: Any) -> AmortizedGuide:
+    """The guide that a family gave. Raises ValueError unless it is drawn from numbers of each datum."""
+    if not isinstance(guide, AmortizedGuide):
+        raise ValueError(
+            f"family must give an amortized guide, got {shown(guide)}; use a class such as MeanField, or a subclass of "
+            "pvae.guides.parts.amortized.AmortizedGuide"
+        )
+    return guide
 
 
 class Encoder(nn.Module):

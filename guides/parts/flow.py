@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from pvae.guides.parts.amortized import Encoder, read
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder, read
 from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.matching import sample_independently
 from pvae.guides.parts.placing import width
@@ -22,7 +21,7 @@ from pvae.support.refusals import whole
 __all__ = ["Flow", "Flowed"]
 
 
-class Flow(nn.Module):
+class Flow(AmortizedGuide):
     """z_0 ~ N(loc(x), scale(x)^2), z_t = f_t(z_t-1; h(x)), over all latent numbers of a datum at once.
 
     log q(z_T | x) = log N(z_0; loc, scale^2) - sum_t log |det df_t / dz_t-1|, carried to each site's support. The
@@ -39,6 +38,8 @@ class Flow(nn.Module):
 
     Raises: ValueError for discrete sites, data of another shape than the example, a negative length, or no context.
     """
+
+    name = "flow"
 
     def __init__(
         self,
@@ -65,10 +66,8 @@ class Flow(nn.Module):
         Each gives a value and its log-determinant at once, by `call_and_ladj`.
         """
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module("flow", self)
-        numbers = self.encoder(*batch)
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
         if self.length == 0:
             sample_independently(self.sites, numbers, self.min_scale)
         else:

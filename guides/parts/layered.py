@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import pyro
 from torch import Tensor, nn
 
-from pvae.guides.parts.amortized import Encoder
+from pvae.guides.parts.amortized import AmortizedGuide, Encoder
 from pvae.guides.parts.laws import Law, Sampler
 from pvae.guides.parts.placing import in_plates
 from pvae.support.glorot import glorot
@@ -16,7 +15,7 @@ from pvae.support.glorot import glorot
 __all__ = ["Layered"]
 
 
-class Layered(nn.Module):
+class Layered(AmortizedGuide):
     """q(h | x) = q(h_1 | x) prod_l q(h_l+1 | h_l), h_1 being next to the data.
 
     Args:
@@ -44,11 +43,10 @@ class Layered(nn.Module):
         )
         self.layers.to(self.encoder.head.weight.dtype)
 
-    def forward(self, *batch: Tensor) -> None:
-        """Sample every latent site of the model, for each datum of the batch."""
-        pyro.module(self.name, self)
-        numbers, sample = self.encoder(*batch), Sampler()
-        with in_plates(self.sites, len(batch[0])) as inside:
+    def draw(self, numbers: Tensor) -> None:
+        """Sample every latent site of the model from the numbers of each datum, (B, num_outputs)."""
+        num_data, sample = len(numbers), Sampler()
+        with in_plates(self.sites, num_data) as inside:
             for law, above in itertools.zip_longest(self.laws, self.layers):
                 with inside(law.site):
                     features = sample(law, numbers)
