@@ -366,8 +366,8 @@ def _training() -> dict[str, Subject]:
         "training.cosine": Subject(training.cosine, {"total_steps": 3}, nothing),
         "training.Aggressive": Subject(training.Aggressive, {}, nothing),
         "training.Alternating": Subject(training.Alternating, {}, nothing),
-        "guides.temperature.anneal": Subject(
-            guides.temperature.Temperature(1.0).anneal, {}, lambda cool: cool({"step": 3})
+        "guides.parts.temperature.anneal": Subject(
+            guides.parts.temperature.Temperature(1.0).anneal, {}, lambda cool: cool({"step": 3})
         ),
     }
 
