@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 import pvae
 from pvae import diagnostics, estimators
-from pvae.guides import MeanField
 from pvae.objectives import ELBO, IWAE
 from tests import tables
-from tests.tables import GUIDES, IMPLICIT, MODELS, NO_DENSITY, OBJECTIVES
+from tests.tables import ESTIMATORS, GUIDES, IMPLICIT, MODELS, NO_DENSITY, OBJECTIVES
 
 QUIET = {"progress": False, "seed": 3}
 PAIRS = {
@@ -36,19 +35,6 @@ PAIRS = {
     "bits": ("SigmoidBeliefNet", "Bernoulli"),
     "classes": ("MixtureVAE", "MeanField"),
     "sequence": ("StateSpace", "Recurrent"),
-}
-ESTIMATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "ImportanceSampling": lambda model, x: estimators.ImportanceSampling(60, chunk_size=20),
-    "ImportanceSampling, smoothed": lambda model, x: estimators.ImportanceSampling(60, smooth=True, step_mode="eager"),
-    "PriorSampling": lambda model, x: estimators.PriorSampling(60),
-    "DefensiveMixture": lambda model, x: estimators.DefensiveMixture(60),
-    "GuideMixture": lambda model, x: estimators.GuideMixture([MeanField(model, x)], 60),
-    "Jackknife": lambda model, x: estimators.Jackknife(60, order=2),
-    "AnnealedImportanceSampling": lambda model, x: estimators.AnnealedImportanceSampling(4, num_temperatures=6),
-    "BidirectionalMonteCarlo": lambda model, x: estimators.BidirectionalMonteCarlo(4, num_temperatures=6),
-    "ParzenWindow": lambda model, x: estimators.ParzenWindow(40),
-    "Quadrature": lambda model, x: estimators.Quadrature(20),
-    "Enumeration": lambda model, x: estimators.Enumeration(),
 }
 DIAGNOSTICS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "collapse": lambda model, guide, x: diagnostics.collapse(model, guide, x, seed=3),

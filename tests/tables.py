@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pvae import estimators
 from pvae.guides import (
     IAF,
     Auxiliary,
@@ -317,6 +318,24 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "ReweightedWakeSleep": lambda: ReweightedWakeSleep(3, phase="both"),
     "Supervised": lambda: Supervised(ELBO(2)),
 }
+
+
+# Every estimator, with few particles; each serves a model of continuous latents but those in `OF_STATES`.
+ESTIMATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "ImportanceSampling": lambda model, x: estimators.ImportanceSampling(60, chunk_size=20),
+    "ImportanceSampling, smoothed": lambda model, x: estimators.ImportanceSampling(60, smooth=True, step_mode="eager"),
+    "PriorSampling": lambda model, x: estimators.PriorSampling(60),
+    "DefensiveMixture": lambda model, x: estimators.DefensiveMixture(60),
+    "GuideMixture": lambda model, x: estimators.GuideMixture([MeanField(model, x)], 60),
+    "Jackknife": lambda model, x: estimators.Jackknife(60, order=2),
+    "AnnealedImportanceSampling": lambda model, x: estimators.AnnealedImportanceSampling(4, num_temperatures=6),
+    "BidirectionalMonteCarlo": lambda model, x: estimators.BidirectionalMonteCarlo(4, num_temperatures=6),
+    "ParzenWindow": lambda model, x: estimators.ParzenWindow(40),
+    "Quadrature": lambda model, x: estimators.Quadrature(40),
+    "Enumeration": lambda model, x: estimators.Enumeration(),
+}
+
+OF_STATES = {"Enumeration"}
 
 
 # What sums sites out, so that no KL is taken site by site.

@@ -66,7 +66,7 @@ def test_the_skeletons_to_paste_train():
         exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
     torch.manual_seed(0)
     x = torch.rand(50, 64).round()
-    model = namespace["MyModel"]()
+    model = namespace["MyModel"]((64,))
     guide = namespace["MyGuide"](model, x)
     assert pvae.check(model, guide, x) == []
     losses = pvae.fit(model, guide, x, steps=60, batch_size=50, lr=1e-2).losses
@@ -79,7 +79,7 @@ def test_a_model_from_the_skeleton_needs_no_guide_of_its_own():
     exec(compile(snippets("CONTRIBUTING.md")[0], "CONTRIBUTING.md", "exec"), namespace)
     torch.manual_seed(0)
     x = torch.rand(50, 64).round()
-    model = namespace["MyModel"]()
+    model = namespace["MyModel"]((64,))
     guide = pvae.guides.MeanField(model, x[:2], hidden=(20,))
     result = pvae.fit(model, guide, x, steps=20, batch_size=50, lr=1e-2, step_mode="traced")
     assert result.step_mode == "traced"

@@ -10,12 +10,14 @@ from pvae.objectives import ELBO, IWAE
 from pvae.pair.sites import as_batch
 from pvae.runs.recipes import exported
 from tests.tables import (
+    ESTIMATORS,
     GUIDES,
     MODELS,
     NO_DENSITY,
     NOT_AMORTISED,
     NUM_DATA,
     OBJECTIVES,
+    OF_STATES,
     SUMS_OUT,
     cast,
     cells,
@@ -158,7 +160,20 @@ def test_samples_have_the_shape_of_data(name):
     assert not torch.equal(draws[first], others[first])
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_gives_a_number_per_datum_on_the_side_it_says(name):
+    cell = ("SigmoidBeliefNet", "Bernoulli") if name in OF_STATES else ("LinearGaussian", "FullCovariance")
+    model, guide, x = pair(*cell)
+    found = pvae.log_marginal(model, guide, x, ESTIMATORS[name](model, x))
+    assert found.values.shape == found.mc_standard_errors.shape == found.khat.shape == (NUM_DATA,)
+    assert found.values.isfinite().all()
+    assert found.bound in ("lower", "upper", "unbiased", "none")
+    if found.bound == "lower" and name not in OF_STATES:
+        assert found.mean <= model.log_prob(x).mean() + 5 * found.mc_standard_error + 1e-9
+
+
 def test_the_tables_hold_everything_that_is_exported():
+    assert {cls.__name__ for cls in exported("pvae.estimators").values()} == {name.split(",")[0] for name in ESTIMATORS}
     assert {cls.__name__ for cls in exported("pvae.guides").values()} == set(GUIDES)
     assert {cls.__name__ for cls in exported("pvae.models").values()} == {name.split(",")[0] for name in MODELS}
     assert {cls.__name__ for cls in exported("pvae.objectives").values()} == {name.split(",")[0] for name in OBJECTIVES}
