@@ -12,7 +12,7 @@ import time
 import torch
 from common import BURDA, SMALL, Net, Rows, one, pair, run_alone
 
-from pvae.checking import require
+from pvae.training.contract import require_contract
 from pvae.data.batches import Batches
 from pvae.data.supports import require_support
 from pvae.objectives import ELBO
@@ -39,7 +39,7 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
     source = Batches(x, batch_size)
     with private_store(model, guide), seeded(0), Progress(False) as bar:
         parameters = settle(model, guide, source, None)
-        require(model, guide, source.example(), ELBO())
+        require_contract(model, guide, source.example(), ELBO())
         watch = require_support(model, source, guide)
         length = Length(None, (epochs + 1) * steps, None)
         loop = Loop(model, guide, ELBO(), parameters, "traced", None, Turns(), "both", None, length)

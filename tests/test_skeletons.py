@@ -30,8 +30,11 @@ def paste(heading, tree):
     package = "pvae." + ".".join(Path(file).parts[:-1]).removeprefix("pvae.")
     for place, line in lines:
         text = (tree / place).read_text()
-        if place == "tests/tables.py":
-            line = f"from {package} import {name}\n\n{line}"
+        if row := re.fullmatch(r"in (\w+): (.+)", line):
+            table = re.search(rf"^{row[1]}: .* = {{$", text, re.M)[0]
+            text = text.replace(table, f"{table}\n    {row[2]}")
+            line = ""
+            text = text.replace("import pytest\n", f"import pytest\nfrom {package} import {name}\n", 1)
         (tree / place).write_text(f"{text.rstrip()}\n{line}\n")
 
 
