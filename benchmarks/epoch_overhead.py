@@ -12,7 +12,6 @@ import time
 import torch
 from common import BURDA, SMALL, Net, Rows, one, pair, run_alone
 
-from pvae.training.contract import require_contract
 from pvae.data.batches import Batches
 from pvae.data.supports import require_support
 from pvae.objectives import ELBO
@@ -20,6 +19,7 @@ from pvae.pair.contexts import seeded
 from pvae.pair.parameters import settle
 from pvae.pair.store import private_store
 from pvae.support.progress import Progress
+from pvae.training.contract import require_contract
 from pvae.training.length import Length
 from pvae.training.loop import Loop
 from pvae.training.turns import Turns

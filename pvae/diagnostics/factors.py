@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pvae.pair.aggregate import factor
 from pvae.pair.pair_run import PairRun
+from pvae.pair.scores import closed_form_kl
 from pvae.pair.sites import Site
 
 __all__ = ["site_kl", "site_mean"]
@@ -29,7 +29,7 @@ def site_kl(run: PairRun, name: str) -> tuple[Tensor, bool]:
         q, p = guide["fn"], prior["fn"]
     value, event_dim = guide["value"], 0 if split else guide["fn"].event_dim
     try:
-        kl = kl_divergence(q, p)
+        kl = closed_form_kl(q, p)
     except NotImplementedError:
         kl = q.log_prob(value) - p.log_prob(value)
     shape = value.shape[: value.dim() - event_dim]

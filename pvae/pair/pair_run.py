@@ -12,11 +12,19 @@ import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pvae.pair.implicit import refusal_of
 from pvae.pair.layout import Layout
-from pvae.pair.scores import CommonScale, Placed, bounds_at, common_scale, left_out, log_prob_of, own_scale
+from pvae.pair.scores import (
+    CommonScale,
+    Placed,
+    bounds_at,
+    closed_form_kl,
+    common_scale,
+    left_out,
+    log_prob_of,
+    own_scale,
+)
 from pvae.pair.sites import Batch, Plate, Site, base_of, subsampled_plate
 from pvae.pair.sums.alike import spread
 from pvae.pair.sums.elimination import Elimination
@@ -253,7 +261,7 @@ class PairRun:
         prior = self.model[name], self.model_plate
         if analytic and self._follows(name):
             with suppress(NotImplementedError):
-                divergence = kl_divergence(site["fn"], prior[0]["fn"])
+                divergence = closed_form_kl(site["fn"], prior[0]["fn"])
                 return self._common.inside(placed, scale_and_mask(divergence, mask=site["mask"]))
         return self._scaled(placed) - self._scaled(prior)
 
