@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pvae.pair.aggregate import factor
+from pvae.pair.divergence import closed_form
 from pvae.pair.pair_run import PairRun
-from pvae.pair.scores import closed_form_kl
 from pvae.pair.sites import Site
 
 __all__ = ["site_kl", "site_mean"]
@@ -16,7 +16,7 @@ __all__ = ["site_kl", "site_mean"]
 def site_kl(run: PairRun, name: str) -> tuple[Tensor, bool]:
     """KL(q(z | x) || p(z)) of one site at each draw, (K, B, dims), and whether its dims were told apart.
 
-    Closed form where torch knows one, else the sampled log q - log p. Dims that depend on each other give their
+    Closed form where there is one, else the sampled log q - log p. Dims that depend on each other give their
     joint KL, (K, B, 1).
 
     Raises: ValueError if sites are summed out.
@@ -28,9 +28,8 @@ def site_kl(run: PairRun, name: str) -> tuple[Tensor, bool]:
     if q is None or p is None:
         q, p = guide["fn"], prior["fn"]
     value, event_dim = guide["value"], 0 if split else guide["fn"].event_dim
-    try:
-        kl = closed_form_kl(q, p)
-    except NotImplementedError:
+    kl = closed_form(run, name, q, p)
+    if kl is None:
         kl = q.log_prob(value) - p.log_prob(value)
     shape = value.shape[: value.dim() - event_dim]
     return _per_datum(run, name, kl.expand(shape).reshape(*shape, *(1,) * event_dim)), split

@@ -10,6 +10,7 @@ from pvae.objectives.baselines import Baseline
 from pvae.objectives.gradient import GradientName
 from pvae.objectives.means import Blend, PowerMean
 from pvae.objectives.objective import Objective
+from pvae.pair.divergence import kl_of_sites
 from pvae.pair.pair_run import PairRun
 from pvae.support.refusals import choice, number
 
@@ -72,7 +73,7 @@ class ELBO(Objective):
             parts = run.scaled_log_weights()
             return run.average(parts.log_likelihood + weight * (parts.log_prior - parts.log_guide))
         log_likelihood = run.average(run.scaled_log_weights().log_likelihood)
-        terms = [run.average(term) for term in run.kl(analytic=self.kl == "analytic").values()]
+        terms = [run.average(term) for term in kl_of_sites(run, analytic=self.kl == "analytic").values()]
         if self.free_bits:
             terms = [term.mean().clamp(min=self.free_bits) for term in terms]
         return log_likelihood - weight * sum(terms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pvae.objectives.elbo import ELBO
@@ -45,7 +46,7 @@ class Supervised(Objective):
         bound = self.objective.reduce(run, kl_weight)
         if not any(name.endswith("_unobserved") for name in run.guide):
             return bound
-        return bound + self.weight * run.average(run.log_guide_at_observed())
+        return bound + self.weight * run.average(_log_guide_at_observed(run))
 
     def prepare(self, model: Any, guide: Any, batch: Batch) -> Batch:
         """The batch that `objective` asks for."""
@@ -58,3 +59,17 @@ class Supervised(Objective):
 
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
         return self.objective._run(model, guide, batch)
+
+
+def _log_guide_at_observed(run: PairRun) -> Tensor:
+    """Sum of log q(y | ...) over labels that are known, (K, B); 0 where one is not.
+
+    These are the values of the model's site "y_observed" under the guide's "y_unobserved", named as by `obs_mask`.
+    """
+    terms = []
+    for site, plate in run.of_the_guide:
+        name = site["name"]
+        seen = run.model.get(f"{name.removesuffix('_unobserved')}_observed")
+        if name.endswith("_unobserved") and seen is not None and seen["is_observed"]:
+            terms.append((plate, scale_and_mask(site["fn"].log_prob(seen["value"]), mask=seen["mask"])))
+    return run.total(terms)

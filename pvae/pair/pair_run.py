@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,21 +9,11 @@ from functools import cached_property
 
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pvae.pair.implicit import refusal_of
 from pvae.pair.layout import Layout
-from pvae.pair.scores import (
-    CommonScale,
-    Placed,
-    bounds_at,
-    closed_form_kl,
-    common_scale,
-    left_out,
-    log_prob_of,
-    own_scale,
-)
+from pvae.pair.scores import CommonScale, Placed, bounds_at, common_scale, left_out, log_prob_of, own_scale
 from pvae.pair.sites import Batch, Plate, Site, base_of, subsampled_plate
 from pvae.pair.sums.alike import spread
 from pvae.pair.sums.elimination import Elimination
@@ -141,32 +130,33 @@ class PairRun:
         Where sites are summed out, a scale that all sites of the model share stands outside the logarithm of the sum.
         """
         if self.states is None:
-            return self._collect(self._scaled, self._scaled)
-        of_model = common_scale(self._of_the_model, self.num_data)
+            return self._collect(self.scaled_log_prob, self.scaled_log_prob)
+        of_model = common_scale(self.of_the_model, self.num_data)
 
         def score(placed: Placed) -> Tensor:
             return of_model.inside(placed, log_prob_of(placed))
 
-        parts = self._collect(score, self._scaled, normalized=of_model.shared is True)
+        parts = self._collect(score, self.scaled_log_prob, normalized=of_model.shared is True)
         rest = of_model.outside
-        if isinstance(self._common.shared, Tensor):
-            rest = torch.where(self._common.shared, 1.0, torch.as_tensor(rest, dtype=parts.log_prior.dtype))
-        elif self._common.shared:
+        if isinstance(self.common.shared, Tensor):
+            rest = torch.where(self.common.shared, 1.0, torch.as_tensor(rest, dtype=parts.log_prior.dtype))
+        elif self.common.shared:
             return parts
         return LogWeights(rest * parts.log_likelihood, rest * parts.log_prior, parts.log_guide)
 
     def scaled(self, bound: Tensor) -> Tensor:
         """A bound (B,) times the scale that all sites of both functions share: it stands outside every logarithm."""
-        return self._common.times(bound)
+        return self.common.times(bound)
 
     @cached_property
-    def _common(self) -> CommonScale:
+    def common(self) -> CommonScale:
+        """The scale that all sites of both functions share."""
         return common_scale(self._all_sites, self.num_data)
 
     @property
     def skipped(self) -> Tensor | None:
         """The data (B,) whose masks `log_weights` does not count; None where no mask is of that kind."""
-        of_guide = self._placed(self.guide | self.reverse | self.factors)
+        of_guide = self.placed(self.guide | self.reverse | self.factors)
         return left_out([*self._of_the_model_besides(()), *of_guide], self.num_data)
 
     def penalty(self) -> Tensor | None:
@@ -176,8 +166,8 @@ class PairRun:
         """
         if not self.factors:
             return None
-        terms = [(placed[1], log_prob_of(placed) * own_scale(placed)) for placed in self._placed(self.factors)]
-        return self._sum(terms)
+        terms = [(placed[1], log_prob_of(placed) * own_scale(placed)) for placed in self.placed(self.factors)]
+        return self.total(terms)
 
     def terms(self) -> dict[tuple[str, str, str], Tensor]:
         """What each ("model" or "guide", site, "log density") adds to `log_weights`, (K, B).
@@ -187,25 +177,25 @@ class PairRun:
         """
         found, skipped = {}, self.skipped
         for function, sites, rows in (
-            ("model", self._of_the_model, self._num_states),
-            ("guide", self._of_the_guide + self._placed(self.reverse), 1),
+            ("model", self.of_the_model, self._num_states),
+            ("guide", self.of_the_guide + self.placed(self.reverse), 1),
         ):
             for placed in sites:
                 if refusal_of(placed[0]) is None and not isinstance(base_of(placed[0]["fn"]), Delta):
                     key = function, placed[0]["name"]
                     with suppress(ValueError):
-                        found[*key, "log density"] = self._sum([(placed[1], log_prob_of(placed, skipped))], rows)
+                        found[*key, "log density"] = self.total([(placed[1], log_prob_of(placed, skipped))], rows)
                     for number, bound in enumerate(bounds_at(placed, skipped), 1):
-                        found[*key, f"support bound {number}"] = self._sum([(placed[1], bound)], rows)
+                        found[*key, f"support bound {number}"] = self.total([(placed[1], bound)], rows)
         return found
 
     def average(self, values: Tensor) -> Tensor:
         """The mean of values (K, B) over the draws, (B,): each branch counts by its probability under the guide."""
         if self.branches is None:
             return values.mean(0)
-        branched = self._placed({name: self.guide[name] for name in self.branches.tables})
+        branched = self.placed({name: self.guide[name] for name in self.branches.tables})
         log_probs = [(placed[1], log_prob_of(placed, masked=self._share(placed[0]["name"]))) for placed in branched]
-        probs = self._sum(log_probs).exp()
+        probs = self.total(log_probs).exp()
         return (probs * values).sum(0) * self.branches.count / self.num_samples
 
     def scaled_log_joint(self) -> tuple[Tensor, Tensor]:
@@ -214,65 +204,21 @@ class PairRun:
         Raises: ValueError if sites are summed out.
         """
         self.require_all_drawn("a discriminator's KL")
-        return self._of_model(self._scaled)
+        return self._of_model(self.scaled_log_prob)
 
     def log_guide_of(self, names: Collection[str]) -> Tensor:
         """The part of `scaled_log_weights().log_guide` that some of the guide's sites give, (K, B)."""
-        chosen = self._placed({name: self.guide[name] for name in names})
-        return self._sum([(placed[1], self._scaled(placed)) for placed in chosen])
-
-    def log_guide_at_observed(self) -> Tensor:
-        """Sum of log q(y | ...) over labels that are known, (K, B); 0 where one is not.
-
-        These are the values of the model's site "y_observed" under the guide's "y_unobserved", named as by `obs_mask`.
-        """
-        terms = []
-        for placed in self._of_the_guide:
-            name = placed[0]["name"]
-            seen = self.model.get(f"{name.removesuffix('_unobserved')}_observed")
-            if name.endswith("_unobserved") and seen is not None and seen["is_observed"]:
-                log_prob = placed[0]["fn"].log_prob(seen["value"])
-                terms.append((placed[1], scale_and_mask(log_prob, mask=seen["mask"])))
-        return self._sum(terms)
+        chosen = self.placed({name: self.guide[name] for name in names})
+        return self.total([(placed[1], self.scaled_log_prob(placed)) for placed in chosen])
 
     @property
     def data_scale(self) -> float:
         """N / B of a subsampling plate over the data, 1 for a plain plate."""
         return self.num_total / self.num_data
 
-    def kl(self, *, analytic: bool) -> dict[str, Tensor]:
-        """KL(q(z | x) || p(z)) of each latent site, (K, B): log q - log p at the draws, or in closed form.
-
-        A site for which torch knows no closed form contributes its sampled one, as in `TraceMeanField_ELBO`. So does
-        one that the guide draws before what it depends on in the model: the closed form is not that of a fixed prior.
-
-        Raises: ValueError if sites are summed out.
-        """
-        self.require_all_drawn("the KL")
-        placed = self._placed(self.guide | self.reverse) or [
-            each for each in self._of_the_model if not each[0]["is_observed"]
-        ]
-        return {each[0]["name"]: self._sum([(each[1], self._kl_term(each, analytic))]) for each in placed}
-
-    def _kl_term(self, placed: Placed, analytic: bool) -> Tensor:
-        site, name = placed[0], placed[0]["name"]
-        if name not in self.model:
-            return self._scaled(placed)
-        prior = self.model[name], self.model_plate
-        if analytic and self._follows(name):
-            with suppress(NotImplementedError):
-                divergence = closed_form_kl(site["fn"], prior[0]["fn"])
-                return self._common.inside(placed, scale_and_mask(divergence, mask=site["mask"]))
-        return self._scaled(placed) - self._scaled(prior)
-
-    def _follows(self, name: str) -> bool:
-        """Whether the guide, too, draws all sites before this one that the model does."""
-        drawn = [*itertools.takewhile(lambda each: each != name, self.guide)]
-        before = itertools.takewhile(lambda each: each != name, self.model)
-        return not self.guide or all(each in drawn for each in before if each in self.guide)
-
-    def _scaled(self, placed: Placed) -> Tensor:
-        return self._common.inside(placed, log_prob_of(placed))
+    def scaled_log_prob(self, placed: Placed) -> Tensor:
+        """The log probability of a site in `scaled_log_weights`."""
+        return self.common.inside(placed, log_prob_of(placed))
 
     def _share(self, name: str) -> float:
         """The log probability of one state where a branched site is masked: all its states together count once."""
@@ -290,10 +236,11 @@ class PairRun:
 
     @property
     def _all_sites(self) -> list[Placed]:
-        return [*self._of_the_model, *self._of_the_guide, *self._placed(self.reverse)]
+        return [*self.of_the_model, *self.of_the_guide, *self.placed(self.reverse)]
 
     @property
-    def _of_the_model(self) -> list[Placed]:
+    def of_the_model(self) -> list[Placed]:
+        """The model's sites with its data plate."""
         return self._of_the_model_besides(() if self.states is None else self.states.tables)
 
     def _of_the_model_besides(self, summed: Collection[str]) -> list[Placed]:
@@ -303,10 +250,11 @@ class PairRun:
         ]
 
     @property
-    def _of_the_guide(self) -> list[Placed]:
-        return self._placed(self.guide)
+    def of_the_guide(self) -> list[Placed]:
+        """The guide's sites with its data plate."""
+        return self.placed(self.guide)
 
-    def _placed(self, sites: Mapping[str, Site]) -> list[Placed]:
+    def placed(self, sites: Mapping[str, Site]) -> list[Placed]:
         """Sites of the guide with its data plate."""
         return [] if self.guide_plate is None else [(site, self.guide_plate) for site in sites.values()]
 
@@ -320,30 +268,30 @@ class PairRun:
         if self.states is not None and self.states.way == "joint":
             log_likelihood, log_prior = sum_out(log_likelihood, log_prior, self.states.count)
         if self.guide:
-            log_guide = self._sum([(placed[1], of_guide(placed)) for placed in self._of_the_guide])
+            log_guide = self.total([(placed[1], of_guide(placed)) for placed in self.of_the_guide])
         else:
             log_guide = log_prior
         if self.reverse:
-            log_prior = log_prior - self._sum([(placed[1], of_guide(placed)) for placed in self._placed(self.reverse)])
+            log_prior = log_prior - self.total([(placed[1], of_guide(placed)) for placed in self.placed(self.reverse)])
         return LogWeights(log_likelihood, log_prior, log_guide)
 
     def _of_model(self, of_site: Callable[[Placed], Tensor]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B); (S K, B) at S states of sites that are to be summed out."""
         parts: tuple[list[tuple[Plate, Tensor]], list[tuple[Plate, Tensor]]] = ([], [])
-        for placed in self._of_the_model:
+        for placed in self.of_the_model:
             parts[not placed[0]["is_observed"]].append((placed[1], of_site(placed)))
-        return self._sum(parts[0], self._num_states), self._sum(parts[1], self._num_states)
+        return self.total(parts[0], self._num_states), self.total(parts[1], self._num_states)
 
     def _entry_by_entry(self, of_site: Callable[[Placed], Tensor], normalized: bool) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z), (K, B), the summed sites eliminated; the `normalized` ones sum to 1."""
         elimination, plate = self.elimination(of_site), self.model_plate
         latent = [name for name, site in self.model.items() if not site["is_observed"]]
-        of_latents = self._sum([(plate, each) for each in elimination.log_sum(latent, normalized=normalized)])
-        of_all = self._sum([(plate, each) for each in elimination.log_sum(self.model, normalized=normalized)])
+        of_latents = self.total([(plate, each) for each in elimination.log_sum(latent, normalized=normalized)])
+        of_all = self.total([(plate, each) for each in elimination.log_sum(self.model, normalized=normalized)])
         free: dict[bool, list[tuple[Plate, Tensor]]] = {True: [], False: []}
         for name in elimination.free:
             free[name in latent].append((plate, elimination.log_probs[name]))
-        log_likelihood, log_prior = (self._sum(free[is_latent]) for is_latent in (False, True))
+        log_likelihood, log_prior = (self.total(free[is_latent]) for is_latent in (False, True))
         return log_likelihood + conditional(of_all, of_latents), log_prior + of_latents
 
     def log_probs(
@@ -361,7 +309,7 @@ class PairRun:
             sites, log_probs = spread(sites, log_probs, self.states, self.layout, self.model_plate)
         return Elimination(sites, log_probs, names, self.model_plate)
 
-    def _sum(self, log_probs: Sequence[tuple[Plate, Tensor]], num_states: int = 1) -> Tensor:
+    def total(self, log_probs: Sequence[tuple[Plate, Tensor]], num_states: int = 1) -> Tensor:
         """Sum sites, and within a site every plate but particles and data: (K, B), or (S K, B) at S states each."""
         device = next(iter(self.model.values()))["value"].device
         total = torch.zeros((), device=device)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pvae.pair.guards import density_of
 from pvae.pair.sites import Plate, Site, plates_of
@@ -26,7 +25,6 @@ __all__ = [
     "Placed",
     "agree",
     "bounds_at",
-    "closed_form_kl",
     "common_scale",
     "left_out",
     "log_prob_of",
@@ -204,14 +202,3 @@ def at_data(rows: Tensor, plate: Plate, *others: Tensor) -> Tensor:
     sizes = [other.shape[plate.dim] for other in others if other.dim() >= -plate.dim]
     copies = max([len(rows), *sizes]) // len(rows)
     return rows.repeat(copies).reshape(-1, *(1,) * (-plate.dim - 1))
-
-
-def closed_form_kl(q: Any, p: Any) -> Tensor:
-    """KL(q || p) of each of two broadcast batches of distributions, in nats.
-
-    Raises: NotImplementedError where torch knows no closed form.
-    """
-    if q.batch_shape != p.batch_shape:  # torch takes those of two Bernoullis, among others, to be equal
-        common = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-        q, p = q.expand(common), p.expand(common)
-    return kl_divergence(q, p)
