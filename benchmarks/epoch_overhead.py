@@ -16,7 +16,7 @@ from pvae.data.batches import Batches
 from pvae.data.supports import require_support
 from pvae.objectives import ELBO
 from pvae.pair.contexts import seeded
-from pvae.pair.parameters import settle
+from pvae.pair.parameters import find_and_place
 from pvae.pair.store import private_store
 from pvae.support.progress import Progress
 from pvae.training.contract import require_contract
@@ -38,7 +38,7 @@ def _row(net: Net, batch_size: int, steps: int, epochs: int) -> dict[str, object
     x = torch.bernoulli(torch.full((steps * batch_size, *net.x_shape), 0.2))
     source = Batches(x, batch_size)
     with private_store(model, guide), seeded(0), Progress(False) as bar:
-        parameters = settle(model, guide, source, None)
+        parameters = find_and_place(model, guide, source, None)
         require_contract(model, guide, source.example(), ELBO())
         watch = require_support(model, source, guide)
         length = Length(None, (epochs + 1) * steps, None)

@@ -20,7 +20,7 @@ from pvae.objectives import ELBO, IWAE
 from pvae.pair import parameters as params
 from pvae.pair import store
 from pvae.pair.look import read_layout
-from pvae.pair.parameters import home
+from pvae.pair.parameters import device_of_pair
 from pvae.pair.sites import as_batch
 from pvae.pair.store import private_store
 from tests import own_pairs
@@ -529,7 +529,7 @@ def test_data_go_where_the_pair_is():
     with private_store(bare, keep=True):
         bare(None)
     for function in (nets, Holder().method, closure, bare):
-        assert home(function).type == "meta"
+        assert device_of_pair(function).type == "meta"
     # A name that is not bound yet when pvae looks is no reason to fail.
     later = nets.forward
-    assert home(lambda x: x).type == "cpu"
+    assert device_of_pair(lambda x: x).type == "cpu"

@@ -399,4 +399,4 @@ def test_data_go_where_a_wrapped_pair_is():
         return net(x)
 
     for wrapped in (poutine.scale(model, scale=2.0), functools.partial(model), lambda x: model(x)):
-        assert pvae.pair.parameters.home(wrapped).type == "meta"
+        assert pvae.pair.parameters.device_of_pair(wrapped).type == "meta"

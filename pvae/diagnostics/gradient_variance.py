@@ -18,7 +18,7 @@ from pvae.objectives.objective import Objective
 from pvae.pair.contexts import seeded
 from pvae.pair.entry import entry
 from pvae.pair.pair import Pair
-from pvae.pair.parameters import Parameters, settle
+from pvae.pair.parameters import Parameters, find_and_place
 from pvae.pair.sites import Batch
 from pvae.support.arguments import check_pair, check_seed
 from pvae.support.refusals import instance, nearest, one_line, shown, whole
@@ -122,7 +122,7 @@ def gradient_variance(
         instance("groups", groups, Mapping, what="lists of parameter names by group", usual="{'decoder': [names]}")
     source = Batches(batch, None)
     with Pair(model, guide).inside(), torch.enable_grad():
-        parameters = settle(model, guide, source, None)
+        parameters = find_and_place(model, guide, source, None)
         batch = source.example()
         for each in (objective, reference):
             for companion in each.companions.values() if isinstance(each, Objective) else ():

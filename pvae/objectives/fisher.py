@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.objectives.gradient import attach_draws, carry
+from pvae.objectives.gradient import attach_draws, value_with_gradient
 from pvae.objectives.objective import Objective
 from pvae.pair.contexts import called_modules, seeded
 from pvae.pair.pair_run import PairRun
@@ -74,7 +74,7 @@ class FisherAutoencoder(Objective):
         squares = kl_weight * _squares([*mismatch, *_slopes(parts.log_guide, x)]) + _squares(of_data)
         divergence = 0.5 * squares + _laplacian(of_data, x)
         surrogate = divergence + attach_draws(run, divergence)
-        return -carry(divergence, surrogate).unflatten(0, (self.num_samples, -1)).mean(0)
+        return -value_with_gradient(divergence, surrogate).unflatten(0, (self.num_samples, -1)).mean(0)
 
 
 def _slopes(log_prob: Tensor, of: Sequence[Tensor]) -> list[Tensor]:

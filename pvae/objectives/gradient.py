@@ -23,7 +23,7 @@ from pvae.objectives.means import Advantages, Blend
 from pvae.pair.pair_run import PairRun
 from pvae.support.refusals import choice, instance
 
-__all__ = ["Gradient", "GradientName", "attach_draws", "carry", "sites_by_score"]
+__all__ = ["Gradient", "GradientName", "attach_draws", "sites_by_score", "value_with_gradient"]
 
 GradientName = Literal["pathwise", "stl", "dreg", "score", "mixed"]
 
@@ -93,7 +93,7 @@ class Gradient:
             surrogate = surrogate + self._score(run, kl_weight, of_guide, values, by_score)
         elif self.name in ("pathwise", "mixed"):
             surrogate = surrogate - (kl_weight * weights * parts.log_guide).sum(0)
-        return carry(of_model.value(values), surrogate)
+        return value_with_gradient(of_model.value(values), surrogate)
 
     def _score(
         self, run: PairRun, kl_weight: float | Tensor, mean: Blend, values: Tensor, names: Collection[str]
@@ -121,7 +121,7 @@ def sites_by_score(run: PairRun, name: str) -> list[str]:
     return [site for site in run.guide if name == "mixed" and not run.guide[site]["fn"].has_rsample]
 
 
-def carry(value: Tensor, surrogate: Tensor) -> Tensor:
+def value_with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     """The value, with the gradient of the surrogate."""
     return value.detach() + (surrogate - surrogate.detach())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.objectives.baselines import Baseline
-from pvae.objectives.gradient import Gradient, GradientName, attach_draws, carry
+from pvae.objectives.gradient import Gradient, GradientName, attach_draws, value_with_gradient
 from pvae.pair.pair import Pair
 from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import Batch, Site, as_batch, base_of
@@ -105,7 +105,7 @@ class Objective(pyro.infer.ELBO):
         mean = run.average(penalty)
         if not run.drawn or not torch.is_grad_enabled():
             return mean
-        return carry(mean, mean + attach_draws(run, penalty / len(penalty)))
+        return value_with_gradient(mean, mean + attach_draws(run, penalty / len(penalty)))
 
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
         if self._pair is None or not self._pair.is_of(model, guide):

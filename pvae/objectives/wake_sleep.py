@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pvae.objectives.gradient import carry
+from pvae.objectives.gradient import value_with_gradient
 from pvae.objectives.means import PowerMean
 from pvae.objectives.objective import Objective
 from pvae.pair.contexts import called_modules, seeded
@@ -61,7 +61,7 @@ class ReweightedWakeSleep(Objective):
             surrogate = surrogate + (weights * parts.log_guide).sum(0)
         if self.phase != "wake" and run.guide and torch.is_grad_enabled():
             surrogate = surrogate + self._dreamt(run.batch)
-        return carry(mean.value(log_weights), surrogate)
+        return value_with_gradient(mean.value(log_weights), surrogate)
 
     def _dreamt(self, batch: Batch) -> Tensor:
         """log q(z' | x') of latents and data drawn from the model, (B,)."""

@@ -23,7 +23,7 @@ from pvae.pair import look
 from pvae.pair.contexts import evaluation, seeded
 from pvae.pair.layout import Layout
 from pvae.pair.pair_run import PairRun
-from pvae.pair.parameters import Parameters, Source, settle
+from pvae.pair.parameters import Parameters, Source, find_and_place
 from pvae.pair.run import Stochastic, run_pair
 from pvae.pair.sites import Batch
 from pvae.pair.store import own_store
@@ -64,7 +64,7 @@ class Pair:
         Raises: ValueError if the pair cannot run on the data at all, or the device cannot be used.
         """
         with self.inside(), torch.no_grad():
-            parameters = settle(self.model, self.guide, source, device)
+            parameters = find_and_place(self.model, self.guide, source, device)
             with seeded(seed, parameters.device), evaluation(parameters.modules):
                 yield parameters
 

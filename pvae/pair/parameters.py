@@ -21,7 +21,7 @@ from pvae.pair.store import own_store, owner_of, remembered
 from pvae.support.batch import Batch
 from pvae.support.refusals import one_line, shown
 
-__all__ = ["Parameters", "Source", "as_device", "find_parameters", "frozen_modules", "home", "settle"]
+__all__ = ["Parameters", "Source", "as_device", "device_of_pair", "find_and_place", "find_parameters", "frozen_modules"]
 
 Stochastic = Callable[..., Any]
 
@@ -182,7 +182,7 @@ def find_parameters(model: Stochastic, guide: Stochastic | None, batch: Batch) -
     )
 
 
-def settle(
+def find_and_place(
     model: Stochastic, guide: Stochastic | None, source: Source, device: torch.device | str | None
 ) -> Parameters:
     """Find the parameters of a pair and bring pair and data to one device: `device`, or where the pair is.
@@ -190,7 +190,7 @@ def settle(
     Raises: ValueError if the pair cannot run on the data at all, or the device cannot be used.
     """
     target = None if device is None else as_device(device)
-    source.to(home(model, guide))
+    source.to(device_of_pair(model, guide))
     parameters = find_parameters(model, guide, source.example())
     if target is not None:
         parameters.to(target)
@@ -233,7 +233,7 @@ def as_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device {name} cannot be used here: {reason}; give cpu, or cuda on a GPU") from error
 
 
-def home(*functions: Stochastic | None) -> torch.device:
+def device_of_pair(*functions: Stochastic | None) -> torch.device:
     """Where the first parameter lives that pvae trained for the functions, or their objects and closures hold."""
     for function in functions:
         if function is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from pvae.data.batches import Batches
 from pvae.pair.entry import entry
 from pvae.pair.pair import Pair
-from pvae.pair.parameters import Parameters, as_device, find_parameters, home
+from pvae.pair.parameters import Parameters, as_device, device_of_pair, find_parameters
 from pvae.pair.soundness import require_sound
 from pvae.pair.store import private_store
 from pvae.runs.metrics import plain
@@ -147,7 +147,7 @@ def load(
             f"{Path(path) / _CONFIG} cannot rebuild the pair ({reason}); restore it from a copy, or build the pair as "
             "it was and call load(path, model, guide)"
         ) from error
-    batch = tuple(part.to(home(model, guide)) for part in batch)
+    batch = tuple(part.to(device_of_pair(model, guide)) for part in batch)
     with private_store(model, guide, keep=True), pyro.validation_enabled(False):
         parameters = find_parameters(model, guide, batch)
         fix = "the run that wrote it broke: train it anew, or load another"

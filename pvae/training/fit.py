@@ -23,7 +23,7 @@ from pvae.objectives.elbo import ELBO
 from pvae.objectives.objective import Objective
 from pvae.pair.contexts import FAILURES, evaluation, seeded
 from pvae.pair.entry import alone, entry
-from pvae.pair.parameters import frozen_modules, settle
+from pvae.pair.parameters import find_and_place, frozen_modules
 from pvae.pair.store import Bare, bare_parameters, private_store
 from pvae.runs.writer import RunWriter
 from pvae.support.arguments import check_pair, check_seed
@@ -31,7 +31,7 @@ from pvae.support.progress import Progress
 from pvae.support.refusals import choice, flag, number, one_line, shown, whole
 from pvae.training.arguments import check_functions, check_lengths, check_suited
 from pvae.training.contract import require_contract
-from pvae.training.last_batch import settle_last_batches
+from pvae.training.last_batch import prepare_last_batches
 from pvae.training.length import Length
 from pvae.training.loop import Loop, Record, StepMode
 from pvae.training.turns import Turns, turns_for
@@ -186,7 +186,7 @@ def fit(
     writer = RunWriter(out)
 
     with private_store(model, guide, keep=True), torch.enable_grad(), Progress(progress) as bar:
-        parameters = settle(model, guide, source, device)
+        parameters = find_and_place(model, guide, source, device)
         if not parameters.leaves:
             held = f" and {len(parameters.frozen)} frozen ones" if parameters.frozen else ""
             fix = "call requires_grad_(True) on what to train" if held else "register its nets with pyro.module"
@@ -209,7 +209,7 @@ def fit(
         for name, module in (objective.companions if isinstance(objective, Objective) else {}).items():
             trained = trained.joined_by(name, module.to(parameters.device))
         frozen = frozen_modules(trained) if train == "guide" else ()
-        settle_last_batches(model, guide, objective, trained, frozen, source, valid)
+        prepare_last_batches(model, guide, objective, trained, frozen, source, valid)
         length = Length(epochs, steps, source.num_batches)
         loop = Loop(model, guide, objective, trained, step_mode, clip_norm, turns, train, kl_schedule, length)
         loop.require_information(source.example())

@@ -19,10 +19,10 @@ from pvae.pair.parameters import Parameters
 from pvae.support.batch import Batch
 from pvae.training.step import Gradients, Step, eager_step, summed_bound
 
-__all__ = ["attempt", "settle_last_batches"]
+__all__ = ["attempt", "prepare_last_batches"]
 
 
-def settle_last_batches(
+def prepare_last_batches(
     model: Any,
     guide: Any,
     objective: pyro.infer.ELBO,

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from pvae.objectives.adversarial.density_ratio import Discriminator, example_latents, logistic, negative_divergence
 from pvae.objectives.adversarial.prior_draws import as_vectors, draw_prior
-from pvae.objectives.gradient import attach_draws, carry
+from pvae.objectives.gradient import attach_draws, value_with_gradient
 from pvae.objectives.objective import Objective
 from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import Batch, as_batch
@@ -78,4 +78,4 @@ class AdversarialAutoencoder(Objective):
         if not torch.is_grad_enabled():
             return value
         pull = attach_draws(run, log_likelihood + weight * logsigmoid(-of_guide))
-        return carry(value, log_likelihood + pull + logistic(of_guide, of_prior))
+        return value_with_gradient(value, log_likelihood + pull + logistic(of_guide, of_prior))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pvae.objectives.adversarial.density_ratio import Discriminator, logistic, negative_divergence
-from pvae.objectives.gradient import carry
+from pvae.objectives.gradient import value_with_gradient
 from pvae.objectives.objective import Objective, site_without_gradient
 from pvae.pair.contexts import called_modules, seeded
 from pvae.pair.pair_run import PairRun
@@ -79,7 +79,7 @@ class GenerativeAdversarial(Objective):
         pulls = torch.autograd.grad(logsigmoid(of_draws).sum(), leaves, retain_graph=True)
         for pull, draw in zip(pulls, drawn, strict=True):
             surrogate = surrogate + (pull * draw).reshape(run.num_data, -1).sum(1)
-        return carry(value, surrogate)
+        return value_with_gradient(value, surrogate)
 
     def _run(self, model: Any, guide: Any, batch: Batch) -> PairRun:
         if self._free is None or self._free[0] is not model:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvae.objectives.adversarial.density_ratio import Discriminator, example_latents, logistic
 from pvae.objectives.adversarial.prior_draws import as_vectors, draw_prior
-from pvae.objectives.gradient import attach_draws, carry
+from pvae.objectives.gradient import attach_draws, value_with_gradient
 from pvae.objectives.objective import Objective
 from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import Batch, as_batch
@@ -73,4 +73,4 @@ class AdversarialVB(Objective):
             return value
         of_prior = self.discriminator(*run.batch, draw_prior(run, self._pair.model).detach())
         surrogate = log_likelihood + kl_weight * log_prior + attach_draws(run, value) + logistic(of_guide, of_prior)
-        return carry(value, surrogate)
+        return value_with_gradient(value, surrogate)
