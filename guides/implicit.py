@@ -12,13 +12,14 @@ from pvae.guides.parts.joint import sample_jointly
 from pvae.guides.parts.placing import width
 from pvae.nets import MLP
 from pvae.pair.implicit import Implicit as ImplicitDistribution
-from pvae.support.refusals import whole, widths
+from pvae.support.refusals import ContractError, whole, widths
 
 __all__ = ["Implicit"]
 
-_REFUSAL = (
-    "the guide has no density: log q(z | x) is not defined; train with pvae.objectives.AdversarialVB or "
-    "AdversarialAutoencoder, and for log p(x) use PriorSampling or train MeanField on the same model"
+_REFUSAL = ContractError(
+    "the guide has no density: log q(z | x) is not defined",
+    "train with pvae.objectives.AdversarialVB or AdversarialAutoencoder, and for log p(x) use PriorSampling or train "
+    "MeanField on the same model",
 )
 
 

@@ -11,13 +11,13 @@ from pvae.models.checks import check_shape, part_or
 from pvae.models.priors import StandardNormal
 from pvae.nets import MLP
 from pvae.pair.implicit import Implicit
-from pvae.support.refusals import whole, widths
+from pvae.support.refusals import ContractError, whole, widths
 
 __all__ = ["Generator"]
 
-_REFUSAL = (
-    "x has no density: log p(x) is not defined; train with pvae.objectives.GenerativeAdversarial, and use "
-    "pvae.estimators.ParzenWindow"
+_REFUSAL = ContractError(
+    "x has no density: log p(x) is not defined",
+    "train with pvae.objectives.GenerativeAdversarial, and use pvae.estimators.ParzenWindow",
 )
 
 

@@ -58,11 +58,9 @@ def _weighing(model: Any, guide: Any, batch: Batch) -> list[Finding]:
     try:
         read_layout(model, guide, batch, 2)
     except NoParticles as error:
-        found, _, fix = str(error).partition("; ")
-        return [Finding("pair", found, fix, "note")]
+        return [Finding.of("pair", error, "note")]
     except ValueError as error:
-        found, _, fix = str(error).partition("; ")
-        return [Finding("pair", found, fix)]
+        return [Finding.of("pair", error)]
     return []
 
 

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pvae.guides.parts.placing import arrange, batch_shape, collect, free_shape, in_plates, width
 from pvae.pair.sites import LatentSite
+from pvae.support.refusals import ContractError
 
 __all__ = ["sample_jointly"]
 
@@ -111,7 +112,7 @@ class _Part(dist.TorchDistribution):
         return self.draw.joint.has_rsample
 
     @property
-    def refusal(self) -> str | None:
+    def refusal(self) -> ContractError | None:
         """As the joint distribution: why it has no density, if it has none."""
         return getattr(self.draw.joint, "refusal", None)
 

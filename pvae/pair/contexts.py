@@ -16,7 +16,7 @@ from torch import nn
 
 from pvae.pair.entry import alone
 from pvae.support.batch import Batch
-from pvae.support.refusals import one_line
+from pvae.support.refusals import ContractError, one_line
 
 __all__ = ["FAILURES", "called_modules", "evaluation", "failure", "in_one_line", "running", "seeded", "uncompiled"]
 
@@ -42,7 +42,7 @@ def running(what: str, batch: Batch) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise ValueError(f"the {what} {failure(error, batch)}") from error
+        raise failure(error, batch, f"the {what} ") from error
 
 
 @contextmanager
@@ -51,24 +51,24 @@ def in_one_line(batch: Batch) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(f"the pair {failure(error, batch)}") from error
+        raise torch.OutOfMemoryError(str(failure(error, batch, "the pair "))) from error
     except FAILURES as error:
         if isinstance(error, ValueError) and "\n" not in str(error):
             raise
-        raise ValueError(f"the pair {failure(error, batch)}") from error
+        raise failure(error, batch, "the pair ") from error
 
 
-def failure(error: Exception, batch: Batch, advice: str = "") -> str:
+def failure(error: Exception, batch: Batch, who: str = "", advice: str = "") -> ContractError:
     """What went wrong when a function ran on a batch, and what to do if that is known, on one line.
 
-    `advice` stands where no other is known.
+    `who` stands before it, and `advice` where no other is known.
     """
     shapes = ", ".join(str(tuple(part.shape)) for part in batch)
     # Pyro adds a table of the shapes of all sites, and torch the values that it found.
     reason = str(error).partition("Trace Shapes:")[0].partition(":\ntensor(")[0]
-    fix = next((f"; {fix}" for words, fix in _FIXES.items() if words in reason), advice)
-    reason = one_line(reason, _MOST_OF_BOTH - len(fix)) or type(error).__name__
-    return f"cannot run on a batch of shape {one_line(shapes, _MOST_OF_SHAPES)}: {reason}{fix}"
+    fix = next((fix for words, fix in _FIXES.items() if words in reason), advice)
+    reason = one_line(reason, _MOST_OF_BOTH - len(fix) - 2 * bool(fix)) or type(error).__name__
+    return ContractError(f"{who}cannot run on a batch of shape {one_line(shapes, _MOST_OF_SHAPES)}: {reason}", fix)
 
 
 @contextmanager

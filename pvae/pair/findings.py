@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pvae.support.refusals import ContractError
+
 __all__ = ["Finding"]
 
 
@@ -17,5 +19,12 @@ class Finding:
     fix: str
     level: Literal["error", "warning", "note"] = "error"
 
+    @classmethod
+    def of(cls, site: str, error: ValueError, level: Literal["error", "warning", "note"] = "error") -> Finding:
+        """What an error says of a site."""
+        if isinstance(error, ContractError):
+            return cls(site, error.found, error.fix, level)
+        return cls(site, str(error), "", level)
+
     def __str__(self) -> str:
-        return f"{self.site}: {self.found}; {self.fix}"
+        return f"{self.site}: {self.found}" + (f"; {self.fix}" if self.fix else "")

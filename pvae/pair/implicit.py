@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pvae.pair.sites import Site
+from pvae.support.refusals import ContractError
 
 __all__ = ["Implicit", "refusal_of"]
 
@@ -22,7 +23,7 @@ class Implicit(dist.TorchDistribution):
         draw: from a shape to that many draws (*shape, *event_shape); their history is kept.
         batch_shape: dims of independent draws.
         event_shape: of one draw.
-        refusal: what to tell who asks for the density: what is missing, "; ", and what to do.
+        refusal: what to tell who asks for the density.
         is_point: whether `draw` takes no noise, so that every draw is the mean.
     """
 
@@ -34,7 +35,7 @@ class Implicit(dist.TorchDistribution):
         draw: Callable[[torch.Size], Tensor],
         batch_shape: Sequence[int],
         event_shape: Sequence[int],
-        refusal: str,
+        refusal: ContractError,
         *,
         is_point: bool = False,
     ) -> None:
@@ -74,9 +75,9 @@ class Implicit(dist.TorchDistribution):
 
         Raises: ValueError, always.
         """
-        raise ValueError(self.refusal)
+        raise ContractError(self.refusal.found, self.refusal.fix)
 
 
-def refusal_of(site: Site) -> str | None:
+def refusal_of(site: Site) -> ContractError | None:
     """What to tell who asks for the density of a site; None if it has one."""
     return getattr(site["fn"], "refusal", None)

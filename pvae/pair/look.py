@@ -20,6 +20,7 @@ from pvae.pair.run import Stochastic, trace_guide, trace_model
 from pvae.pair.sites import Batch, Plate, Site, data_plate, is_enumerated, other_batch, plate_nesting, random_sites
 from pvae.pair.sums.states import States
 from pvae.pair.verdicts import known, remember
+from pvae.support.refusals import ContractError
 
 __all__ = ["SecondLook", "look", "read_layout"]
 
@@ -110,9 +111,10 @@ class SecondLook:
 
 def _require_same_dim(model_plate: Plate, guide_plate: Plate) -> None:
     if model_plate.dim != guide_plate.dim:
-        raise ValueError(
+        raise ContractError(
             f"the data plate stands at dim {guide_plate.dim} in the guide ('{guide_plate.name}') and at "
-            f"{model_plate.dim} in the model ('{model_plate.name}'); give both the same dim"
+            f"{model_plate.dim} in the model ('{model_plate.name}')",
+            "give both the same dim",
         )
 
 

@@ -19,6 +19,7 @@ from pvae.pair.sums.alike import spread
 from pvae.pair.sums.elimination import Elimination
 from pvae.pair.sums.marginal import conditional, draw_state, sum_out
 from pvae.pair.sums.states import States
+from pvae.support.refusals import ContractError
 
 __all__ = ["LogWeights", "PairRun"]
 
@@ -89,9 +90,9 @@ class PairRun:
     def require_all_drawn(self, what: str) -> None:
         """Raise ValueError if sites are summed out, for `what` looks at one site after the other."""
         if self.states is not None:
-            raise ValueError(
-                f"{what} is taken site by site, and {sorted(self.states.tables)} are summed out; use ELBO() with its "
-                "sampled KL, or a guide that draws them"
+            raise ContractError(
+                f"{what} is taken site by site, and {sorted(self.states.tables)} are summed out",
+                "use ELBO() with its sampled KL, or a guide that draws them",
             )
 
     def draw_summed(self) -> dict[str, Tensor]:
@@ -228,10 +229,10 @@ class PairRun:
     def _require_whole_data(self) -> None:
         for site, plate in self._all_sites:
             if (part := subsampled_plate(site, plate.name)) is not None:
-                raise ValueError(
+                raise ContractError(
                     f"site '{site['name']}' stands in the plate '{part.name}', which looks at {part.size} of "
-                    f"{part.full_size} entries of a datum, and no log p(x) of the whole follows from a part; train "
-                    "with it, and evaluate with the whole plate"
+                    f"{part.full_size} entries of a datum, and no log p(x) of the whole follows from a part",
+                    "train with it, and evaluate with the whole plate",
                 )
 
     @property

@@ -26,6 +26,7 @@ from pvae.pair.run import Stochastic, run_pair, setting, trace_guide, trace_mode
 from pvae.pair.scores import agree
 from pvae.pair.sites import Batch, plate_named, random_sites, score_all
 from pvae.pair.sums.enumerable import entry_by_entry
+from pvae.support.refusals import ContractError
 
 __all__ = ["NoParticles", "approve"]
 
@@ -106,8 +107,9 @@ class _Referee:
         self.verdict(many=False)
         reason = " ".join(str(failures[-1]).partition("Trace Shapes:")[0].split())
         raise NoParticles(
-            f"the pair runs with one particle at a time only: {reason}; let its functions take a batch of any "
-            "length, or its nets any number of leading dims, or draw one particle"
+            f"the pair runs with one particle at a time only: {reason}",
+            "let its functions take a batch of any "
+            "length, or its nets any number of leading dims, or draw one particle",
         )
 
     def _has_noise(self, draws: Draws) -> bool:
@@ -157,10 +159,10 @@ class _Referee:
                 own = poutine.Trace()
                 own.add_node(name, **{**site, "scale": 1.0})
                 if not agree(total, expected := own.log_prob_sum()):
-                    raise ValueError(
+                    raise ContractError(
                         f"site '{name}' in the {function}: its log density per datum adds up to {total:.6g}, "
-                        f"Pyro's own to {expected:.6g}; keep every dim of its distribution in a plate or "
-                        "to_event(n)"
+                        f"Pyro's own to {expected:.6g}",
+                        "keep every dim of its distribution in a plate or to_event(n)",
                     )
 
         return terms
@@ -168,8 +170,9 @@ class _Referee:
     def _require_repeatable(self, given: Draws) -> None:
         once, again = (self._run(self.layout, 1, self.batch, given).terms() for _ in range(2))
         if (differs := _differs(once, again)) is not None:
-            raise ValueError(
-                f"{differs} in each run at the same draws; draw what is random by pyro.sample, or before the pair runs"
+            raise ContractError(
+                f"{differs} in each run at the same draws",
+                "draw what is random by pyro.sample, or before the pair runs",
             )
 
     def _by_datum(self, given: Draws, terms: Terms) -> Terms:
@@ -224,10 +227,10 @@ class _Referee:
             if not agree(terms[key], others[key]):
                 apart = (terms[key] - others[key]).abs().nan_to_num(nan=torch.inf)
                 bad = torch.where(terms[key] == others[key], 0.0, apart)[0].argmax()
-                raise ValueError(
+                raise ContractError(
                     f"site '{key[1]}' in the {key[0]}: a datum has the {key[2]} {terms[key][0, bad]:.6g} within its "
-                    f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent; compute what belongs to "
-                    "a datum from that datum and from parameters alone"
+                    f"batch and {others[key][0, bad]:.6g} {what}, so data are not independent",
+                    "compute what belongs to a datum from that datum and from parameters alone",
                 )
 
     def _run(

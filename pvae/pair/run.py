@@ -19,6 +19,7 @@ from pvae.pair.pair_run import PairRun
 from pvae.pair.sites import Batch, Plate, Site, plate_named, random_sites
 from pvae.pair.sums.enumerated import trace_enumerated
 from pvae.pair.sums.marginal import repeated
+from pvae.support.refusals import ContractError
 
 __all__ = ["run_pair", "setting", "trace_guide", "trace_model", "trace_pair", "unmatched_sites"]
 
@@ -86,9 +87,9 @@ def run_pair(
     guide_sites, model_sites = random_sites(guide_trace), random_sites(model_trace)
     missing, extra = unmatched_sites(guide_sites, model_sites, () if layout.summed is None else layout.summed.tables)
     if guide is not None and (missing or extra):
-        raise ValueError(
-            f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}; "
-            "sample exactly the model's latent sites in the guide"
+        raise ContractError(
+            f"the guide does not fit the model: it lacks {missing or 'nothing'} and adds {extra or 'nothing'}",
+            "sample exactly the model's latent sites in the guide",
         )
     model_plate = plate_named(model_sites, layout.model_plate, len(model_rows[0]))
     guide_plate = None

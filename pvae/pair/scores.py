@@ -19,6 +19,7 @@ from torch import Tensor
 from pvae.pair.guards import density_of
 from pvae.pair.sites import Plate, Site, plates_of
 from pvae.pair.supports import bounds_of, support_of
+from pvae.support.refusals import ContractError
 
 __all__ = [
     "CommonScale",
@@ -66,9 +67,9 @@ def log_prob_of(placed: Placed, skipped: Tensor | None = None, masked: float = 0
         _require_origin(site)
         log_prob = density_of(site)
     except (NotImplementedError, KeyError) as error:
-        raise ValueError(
-            f"site '{site['name']}' has no density at a value that it did not draw itself; use a flow with an inverse, "
-            "or an objective with gradient='pathwise'"
+        raise ContractError(
+            f"site '{site['name']}' has no density at a value that it did not draw itself",
+            "use a flow with an inverse, or an objective with gradient='pathwise'",
         ) from error
     return _masked(placed, log_prob, skipped, masked)
 

@@ -21,7 +21,7 @@ from pvae.pair.supports import bounds_of, family_of, onto, same, shared, support
 from pvae.support.arguments import MODEL
 from pvae.support.batch import Batch as Batch
 from pvae.support.batch import as_batch as as_batch
-from pvae.support.refusals import built
+from pvae.support.refusals import ContractError, built
 
 __all__ = [
     "LatentSite",
@@ -42,7 +42,7 @@ __all__ = [
 
 Site = Any
 
-_NO_SITE = "no sample statement was found; write at least one `pyro.sample` in the data plate"
+_NO_SITE = "no sample statement was found", "write at least one `pyro.sample` in the data plate"
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ class LatentSite:
 
 def moving_support(name: str, family: str) -> ValueError:
     """Why a site cannot be served whose support is not one for all."""
-    return ValueError(
+    return ContractError(
         f"site '{name}' ({family}) has a support that is not the same for all: it depends on another latent, on the "
-        "data or on a plate; draw it on a fixed support and transform it in the model"
+        "data or on a plate",
+        "draw it on a fixed support and transform it in the model",
     )
 
 
@@ -147,9 +148,9 @@ def data_plate(
     shared = _shared_plates(trace)
     fitting = [plate for plate in shared if plate.size == num_data]
     if not fitting:
-        raise ValueError(
-            f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}; "
-            "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))"
+        raise ContractError(
+            f"the data plate '{shared[0].name}' holds {shared[0].size} data, the batch {num_data}",
+            "give the plate the length of the batch (a subsampling plate takes subsample_size=len(x))",
         )
     found = _that_follow(fitting, num_data, look_again) or fitting
     return next((plate for plate in found if plate.name == like), found[0])
@@ -195,13 +196,14 @@ def _shared_plates(trace: poutine.Trace) -> list[Plate]:
         plates = plates_of(site)
         kept = [plate for plate in shared if plate in plates] if position else list(plates)
         if not kept:
-            raise ValueError(
-                f"site '{name}' lies outside the data plate; open `with pyro.plate('data', len(x)):` "
-                "around every site, and make what is shared by all data a parameter"
+            raise ContractError(
+                f"site '{name}' lies outside the data plate",
+                "open `with pyro.plate('data', len(x)):` "
+                "around every site, and make what is shared by all data a parameter",
             )
         shared = kept
     if not shared:
-        raise ValueError(_NO_SITE)
+        raise ContractError(*_NO_SITE)
     return shared
 
 
@@ -216,13 +218,14 @@ def plate_named(sites: dict[str, Site], name: str, num_data: int | None = None) 
         fits = plate is not None and (num_data is None or plate.size == num_data)
         if plate is None or not fits or (found is not None and plate.dim != found.dim):
             got = "none" if plate is None else f"one of {plate.size} at dim {plate.dim}"
-            raise ValueError(
+            raise ContractError(
                 f"site '{each}' is to stand in the data plate '{name}' of the {num_data} data of a run, and stands in "
-                f"{got}; give the plate the length of the batch, and one dim, around every site"
+                f"{got}",
+                "give the plate the length of the batch, and one dim, around every site",
             )
         found = plate
     if found is None:
-        raise ValueError(_NO_SITE)
+        raise ContractError(*_NO_SITE)
     return found
 
 
@@ -251,7 +254,7 @@ def require_latents(
 ) -> None:
     """Raise ValueError, with the fix, where there are no latents."""
     if not latents:
-        raise ValueError(f"the model has no latent site; {fix}")
+        raise ContractError("the model has no latent site", fix)
 
 
 def find_latent_sites(model: Callable[..., Any], batch: Tensor | tuple[Tensor, ...]) -> tuple[LatentSite, ...]:

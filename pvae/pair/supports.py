@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform, IndependentTransform, Transform
 
+from pvae.support.refusals import ContractError
+
 __all__ = [
     "Image",
     "Unreachable",
@@ -178,9 +180,9 @@ def onto(name: str, family: str, support: constraints.Constraint) -> Transform:
     try:
         return _onto(support)
     except NotImplementedError:
-        raise ValueError(
-            f"site '{name}' ({family}) has the support '{support}', to which no bijection from the reals is known; "
-            "write a guide of your own that draws there, or propose from the prior with guide=None"
+        raise ContractError(
+            f"site '{name}' ({family}) has the support '{support}', to which no bijection from the reals is known",
+            "write a guide of your own that draws there, or propose from the prior with guide=None",
         ) from None
 
 

@@ -23,6 +23,7 @@ import torch
 from pvae.support.lines import one_line
 
 __all__ = [
+    "ContractError",
     "built",
     "choice",
     "flag",
@@ -62,6 +63,17 @@ def nearest(given: Any, choices: Iterable[str]) -> str:
     names = list(choices)
     close = get_close_matches(given.lower().replace("-", "_"), names, n=1) if isinstance(given, str) else []
     return (f"did you mean {close[0]!r}? " if close else "") + f"the choices are {', '.join(names)}"
+
+
+class ContractError(ValueError):
+    """What is wrong with a pair, and what to do, which together are its one line."""
+
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(f"{found}; {fix}" if fix else found)
+        self.found, self.fix = found, fix
+
+    def __reduce__(self) -> tuple[type[ContractError], tuple[str, str]]:
+        return type(self), (self.found, self.fix)
 
 
 def whole(name: str, value: Any, least: int = 1, *, usual: Any) -> int:

@@ -62,8 +62,7 @@ def breaches(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | 
                 with Guard(), poutine.trace() as run, poutine.replay(trace=replayed):
                     function(*batch)
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-                found, _, fix = failure(error, batch).partition("; ")
-                return [*findings, Finding(place, found, fix or "see the shapes")]
+                return [*findings, Finding.of(place, failure(error, batch, advice="see the shapes"))]
             traces[place] = replayed = run.trace
     sites = {place: random_sites(trace) for place, trace in traces.items()}
     findings += _densities(sites, objective)
@@ -76,8 +75,7 @@ def breaches(model: Any, guide: Any, batch: Batch, objective: pyro.infer.ELBO | 
         try:
             plate = data_plate(trace, len(batch[0]), again.of_guide if place == "guide" else again.of_model)
         except ValueError as error:
-            found, _, fix = str(error).partition("; ")
-            findings.append(Finding(place, found, fix))
+            findings.append(Finding.of(place, error))
             continue
         for name, site in sites[place].items():
             findings += _shape(name, site, place, plate.dim)
@@ -119,8 +117,7 @@ def _densities(sites: dict[str, dict[str, Site]], objective: pyro.infer.ELBO | N
     for place in scores:
         for name, site in sites.get(place, {}).items():
             if (refusal := refusal_of(site)) is not None:
-                what, _, fix = refusal.partition("; ")
-                found.append(Finding(f"site '{name}'", what, fix))
+                found.append(Finding.of(f"site '{name}'", refusal))
     return found
 
 

@@ -94,7 +94,7 @@ def _failure(run: Callable[[Batch], float], batch: Batch) -> str | None:
     try:
         return None if math.isfinite(run(batch)) else ""
     except FAILURES as error:
-        return failure(error, batch)
+        return str(failure(error, batch))
 
 
 def attempt(
@@ -123,12 +123,12 @@ def attempt(
         if isinstance(error, ValueError) and "\n" not in str(error) and not is_of_a_size:
             raise
         advice = (
-            "; give the DataLoader drop_last=True, or a batch_size that leaves no small last batch"
+            "give the DataLoader drop_last=True, or a batch_size that leaves no small last batch"
             if streams
-            else "; choose another batch_size, or give more data"
+            else "choose another batch_size, or give more data"
         )
         kept = f"; the weights of step {number - 1} are kept" if number > 1 else ""
-        reason = failure(error, batch, advice if is_of_a_size else "")
+        reason = failure(error, batch, advice=advice if is_of_a_size else "")
         raise ValueError(f"step {number}: the pair {reason}{kept}") from error
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvae.pair.sites import Batch
 from pvae.pair.sums.states import States
+from pvae.support.refusals import ContractError
 
 __all__ = ["conditional", "draw_state", "repeated", "sum_out"]
 
@@ -23,10 +24,11 @@ def repeated(latents: Mapping[str, Tensor], states: States, num_samples: int, ba
     """
     count = states.count
     if count > _MOST_STATES:
-        raise ValueError(
+        raise ContractError(
             f"the enumerated sites {sorted(states.tables)} have {states.count_in_words} joint states, more than "
-            f"{_MOST_STATES}; let a guide such as Bernoulli or Categorical draw some of them, or write plates whose "
-            "entries depend on no other entry, each of which is then summed by itself"
+            f"{_MOST_STATES}",
+            "let a guide such as Bernoulli or Categorical draw some of them, or write plates whose "
+            "entries depend on no other entry, each of which is then summed by itself",
         )
     numbers = torch.arange(count, device=batch[0].device)
     values = states.values(numbers.repeat_interleave(num_samples), len(batch[0]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from pvae.pair.sites import Site, base_of
+from pvae.support.refusals import ContractError
 
 __all__ = ["States", "Way"]
 
@@ -119,9 +120,9 @@ def _support(name: str, site: Site) -> Tensor:
     """The values one coordinate of a site can take: (S, event of the base distribution)."""
     fn = site["fn"]
     if not fn.support.is_discrete:
-        raise ValueError(
-            f"site '{name}' is continuous, which Enumeration cannot sum over; use Quadrature for up to 2 continuous "
-            "dims, else ImportanceSampling"
+        raise ContractError(
+            f"site '{name}' is continuous, which Enumeration cannot sum over",
+            "use Quadrature for up to 2 continuous dims, else ImportanceSampling",
         )
     base = base_of(fn)
     wrapped = fn
@@ -132,8 +133,8 @@ def _support(name: str, site: Site) -> Tensor:
             raise NotImplementedError
         table = base.enumerate_support(expand=False)
     except NotImplementedError:
-        raise ValueError(
-            f"site '{name}' ({type(base).__name__}) has no finite support that is the same for all; use "
-            "ImportanceSampling"
+        raise ContractError(
+            f"site '{name}' ({type(base).__name__}) has no finite support that is the same for all",
+            "use ImportanceSampling",
         ) from None
     return table.reshape(len(table), *base.event_shape)
