@@ -80,7 +80,7 @@ def optimise(
 ) -> None:
     """Raise the ELBO of a local guide by Adam, in place, its rate falling to 0; call `halfway` after half the steps.
 
-    Moved is `only`, or with None every parameter that the model does not use. Call inside a store of the pair's.
+    Moved is `only`, or with None every parameter that the model does not use.
 
     Raises: ValueError if `only` is none of the guide's registered parameters.
 
