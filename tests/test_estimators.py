@@ -12,10 +12,11 @@ from torch.distributions import Binomial
 from torch.utils.data import DataLoader
 
 import pvae
-from pvae.estimators import DefensiveMixture, ImportanceSampling, Jackknife, PriorSampling
+from pvae.estimators import DefensiveMixture, GuideMixture, ImportanceSampling, Jackknife, PriorSampling
 from pvae.estimators.jackknife import jackknife
 from pvae.estimators.weights.psis import smooth
 from pvae.estimators.weights.stream import WeightStream, estimate_from
+from pvae.guides import MeanField
 from pvae.models import LinearGaussian
 from tests import own_pairs
 from tests.test_psis import normal_weights
@@ -161,8 +162,23 @@ def test_a_mixture_refuses_what_it_cannot_weigh(truth):
             loc = pyro.sample("loc", dist.Normal(x[:, :LATENT_DIM], 1.0).to_event(1), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match=r"the guide draws \['loc'\] that the model does not have"):
-        pvae.log_marginal(model, auxiliary, x, DefensiveMixture(10))
+    good = MeanField(model, x, hidden=(5,)).double()
+    for guide, estimator in (
+        (auxiliary, DefensiveMixture(10)),
+        (auxiliary, GuideMixture([good], 10)),
+        (good, GuideMixture([auxiliary], 10)),
+    ):
+        with pytest.raises(ValueError, match=r"the guide draws \['loc'\] that the model does not have"):
+            pvae.log_marginal(model, guide, x, estimator)
+
+
+def test_the_prior_is_a_guide_of_a_mixture_like_any_other(truth):
+    model, x = truth
+    guide = MeanField(model, x, hidden=(5,)).double()
+    defensive = pvae.log_marginal(model, guide, x, DefensiveMixture(100, step_mode="eager"))
+    mixture = pvae.log_marginal(model, guide, x, GuideMixture([None], 100, step_mode="eager"))
+    torch.testing.assert_close(mixture.values, defensive.values)
+    torch.testing.assert_close(mixture.mc_standard_errors, defensive.mc_standard_errors)
 
 
 # --- the jackknife

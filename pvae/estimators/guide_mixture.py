@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pvae.estimators.weights.stream import Estimate, WeightStream, estimate_from
 from pvae.pair.contexts import evaluation
 from pvae.pair.layout import Layout
 from pvae.pair.pair import Pair
+from pvae.pair.pair_run import PairRun
 from pvae.pair.parameters import Parameters
 from pvae.pair.sites import Batch
 from pvae.support.arguments import GUIDE
@@ -33,12 +35,13 @@ class GuideMixture:
     The Monte-Carlo error counts the scatter within each guide's draws; ESS and k-hat are those of all K weights.
 
     Args:
-        others: the guides beside the one that `log_marginal` is given.
+        others: the guides beside the one that `log_marginal` is given; None stands for the prior.
         num_samples: K, at least one draw per guide, honoured exactly.
         chunk_size: as in `ImportanceSampling`, for each guide.
         step_mode: as in `ImportanceSampling`.
 
-    Raises: ValueError without another guide, for too few draws, and as `ImportanceSampling`.
+    Raises: ValueError without another guide, for too few draws, and as `ImportanceSampling`; for a guide with auxiliary
+    draws, under which the draws of another have no density, when it runs.
 
     Veach and Guibas (1995), Optimally combining sampling techniques; Owen and Zhou (2000).
     """
@@ -60,24 +63,27 @@ class GuideMixture:
                 f"others must be guides of the same model, got {shown(others)}; give a list of at least one"
             )
         for other in others:
-            built("each of others", other, usual=GUIDE)
+            if other is not None:
+                built("each of others", other, usual=GUIDE)
         if num_samples < len(others) + 1:
             raise ValueError(f"{len(others) + 1} guides need as many draws, got num_samples {num_samples}")
         self.others = tuple(others)
         self.chunk_size, self.step_mode = chunk_size, step_mode
 
+    def counts(self) -> list[int]:
+        """How many draws the guide and each of the others give, K in all."""
+        num_guides = 1 + len(self.others)
+        return [len(range(first, self.num_samples, num_guides)) for first in range(num_guides)]
+
     def start(self, model: Any, guide: Any, parameters: Parameters, num_batches: int) -> Callable[[Batch], Estimate]:
         """An estimate of log p(x) per datum, (B,), for one batch after another."""
-        guides = (guide, *self.others)
         for other in self.others:
             if isinstance(other, nn.Module):
                 other.to(parameters.device)
-        counts = [len(range(first, self.num_samples, len(guides))) for first in range(len(guides))]
+        pairs, counts = [Pair(model, each) for each in (guide, *self.others)], self.counts()
         shares = [count / self.num_samples for count in counts]
         strata = [
-            Chunks(
-                _FromOne(model, guides, shares, index), count, self.chunk_size, self.step_mode, parameters, num_batches
-            )
+            Chunks(_FromOne(pairs, shares, index), count, self.chunk_size, self.step_mode, parameters, num_batches)
             for index, count in enumerate(counts)
         ]
         modules = [part for other in self.others if isinstance(other, nn.Module) for part in other.modules()]
@@ -93,10 +99,10 @@ class GuideMixture:
 
 
 class _FromOne:
-    """Draws from one of the guides, weighed by the mixture of all."""
+    """Draws from one of the guides, or from the prior where it is None, weighed by the mixture of all."""
 
-    def __init__(self, model: Any, guides: Sequence[Any], shares: Sequence[float], index: int) -> None:
-        self.pairs, self.shares, self.index = [Pair(model, guide) for guide in guides], shares, index
+    def __init__(self, pairs: Sequence[Pair], shares: Sequence[float], index: int) -> None:
+        self.pairs, self.shares, self.index = pairs, shares, index
 
     def layout(self, batch: Batch, num_samples: int) -> Layout:
         """How to run the pair of the guide that draws with that many particles."""
@@ -106,11 +112,25 @@ class _FromOne:
         """Log weights of fresh draws, (num_samples, B)."""
         run = self.pairs[self.index].run(batch, num_samples)
         require_density(run)
-        own = run.log_weights()
+        own, latents = run.log_weights(), run.latents
+        self._require_the_same_draws(run, latents)
         log_guides = []
         for index, pair in enumerate(self.pairs):
-            log_guide = own.log_guide
-            if index != self.index:
-                log_guide = pair.run(batch, num_samples, given=run.latents).log_weights().log_guide
+            if index == self.index:
+                log_guide = own.log_guide
+            elif pair.guide is None:
+                log_guide = own.log_prior
+            else:
+                there = pair.run(batch, num_samples, given=latents)
+                self._require_the_same_draws(there, latents)
+                log_guide = there.log_weights().log_guide
             log_guides.append(math.log(self.shares[index]) + log_guide)
-        return own.log_likelihood + own.log_prior - torch.stack(log_guides).logsumexp(0)
+        return own.log_likelihood + own.log_prior - functools.reduce(torch.logaddexp, log_guides)
+
+    @staticmethod
+    def _require_the_same_draws(run: PairRun, latents: Mapping[str, Tensor]) -> None:
+        if extra := sorted(set(run.guide) - set(latents)):
+            raise ValueError(
+                f"the guide draws {extra} that the model does not have, so a draw from elsewhere has no density under "
+                "it; estimate with ImportanceSampling"
+            )
