@@ -124,7 +124,8 @@ class _FromOne:
                 there = pair.run(batch, num_samples, given=latents)
                 self._require_the_same_draws(there, latents)
                 log_guide = there.log_weights().log_guide
-            log_guides.append(math.log(self.shares[index]) + log_guide)
+            # Where nothing is drawn, a density of 1 is a zero of torch's default dtype.
+            log_guides.append(math.log(self.shares[index]) + log_guide.to(own.log_likelihood.dtype))
         return own.log_likelihood + own.log_prior - functools.reduce(torch.logaddexp, log_guides)
 
     @staticmethod
