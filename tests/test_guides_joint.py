@@ -341,8 +341,10 @@ def test_path_derivatives_agree_with_the_plain_gradient(truth, make, plain, othe
         (lambda *pair: SemiAmortized(*pair, lr=0), "lr must be a finite number above 0, got 0; try 0.05"),
         (
             lambda *pair: Local(*pair, family=lambda *_: nn.Identity()),
-            "family must give an amortized guide, got Identity; use",
+            "amortized guide with an encoder, got Identity; use",
         ),
+        (lambda *pair: Local(*pair, family=SemiAmortized), "amortized guide with an encoder, got SemiAmortized; use"),
+        (lambda *pair: Local(*pair, family=Local), "amortized guide with an encoder, got Local; use"),
     ],
 )
 def test_bad_input_is_one_line_with_the_fix(truth, make, words):

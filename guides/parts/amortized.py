@@ -66,10 +66,10 @@ class AmortizedGuide(nn.Module):
 
 
 def as_amortized(guide: Any) -> AmortizedGuide:
-    """The guide that a family gave. Raises ValueError unless it is drawn from numbers of each datum."""
-    if not isinstance(guide, AmortizedGuide):
+    """The guide that a family gave. Raises ValueError unless an encoder of its own gives the numbers it draws from."""
+    if not isinstance(guide, AmortizedGuide) or not isinstance(getattr(guide, "encoder", None), nn.Module):
         raise ValueError(
-            f"family must give an amortized guide, got {shown(guide)}; use a class such as MeanField, or a subclass of "
+            f"family must give an amortized guide with an encoder, got {shown(guide)}; use MeanField, or a subclass of "
             "pvae.guides.parts.amortized.AmortizedGuide"
         )
     return guide
